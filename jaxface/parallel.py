@@ -1,0 +1,216 @@
+"""Where arrays live, and the two compilers of one step body.
+
+The law of shares: `grads(state, batch)` is written for one device, returns sums of
+device shares, reduces the replicated leaves itself and leaves class-sharded ones
+alone. Then dense = jit = pmap, whatever the number of devices.
+
+    mesh = make_mesh(axis="data")
+    specs = state_specs(abstract_state, axis="data")
+    step = compile_step(grads, update, specs=specs, mesh=mesh, axis="data")
+    state, metrics = step(state, batch)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Axis = str | tuple[str, ...] | None
+Step = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+
+
+def make_mesh(
+    *, axis: str = "data", devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Return a one-axis mesh over the given devices, all of them by default."""
+    chosen = jax.devices() if devices is None else list(devices)
+    # Auto: the default of make_mesh, Explicit, would put shardings into types.
+    return jax.make_mesh(
+        (len(chosen),), (axis,), axis_types=(AxisType.Auto,), devices=chosen
+    )
+
+
+def state_specs(state: Any, *, axis: Axis) -> Any:
+    """Return one PartitionSpec per leaf, by the leaf's path; first match wins.
+
+    Everything under a `head` (weights and their optimizer moments) is sharded by
+    class along its first dimension; scalars and all else are replicated.
+
+    Args:
+        state: tree of arrays or shapes.
+        axis: mesh axis name(s) the classes are sharded over.
+    """
+    table = ((r"(^|/)head/", P(axis)), (r"", P()))
+
+    def spec(path: Any, leaf: Any) -> P:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if leaf.ndim == 0:
+            return P()
+        return next(s for pattern, s in table if re.search(pattern, name))
+
+    return jax.tree_util.tree_map_with_path(spec, state)
+
+
+def shardings(specs: Any, mesh: Mesh) -> Any:
+    """Return the NamedSharding of every PartitionSpec of a tree."""
+    return jax.tree.map(
+        lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P)
+    )
+
+
+def put_batch(batch: Any, *, mesh: Mesh, axis: Axis) -> Any:
+    """Turn this process's slice of a batch into global arrays, split by example."""
+    where = NamedSharding(mesh, P(axis))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(where, x), batch
+    )
+
+
+def compile_step(
+    grads: Callable[[Any, Any], tuple[Any, Any, dict[str, jax.Array]]],
+    update: Callable[[Any, Any], Any],
+    *,
+    specs: Any,
+    grad_specs: Any,
+    mesh: Mesh,
+    axis: Axis,
+    how: str = "jit",
+) -> Step:
+    """Compile the two halves of a step for a mesh.
+
+    Args:
+        grads: (state, batch) -> (gradients, state, metrics), for one device.
+        update: (gradients, state) -> state, plain Optax.
+        specs: PartitionSpecs of the state.
+        grad_specs: PartitionSpecs of the gradients.
+        mesh: the devices.
+        axis: mesh axis name(s) of the batch.
+        how: "jit" (update sees global arrays) or "pmap" (update runs per device,
+            so only element-wise optimizers are right).
+
+    Returns:
+        step(state, batch) -> (state, metrics); the state is donated. Both modes
+        take and return the same global arrays.
+
+    Raises:
+        ValueError: unknown `how`, or pmap over several processes.
+    """
+    if how == "jit":
+        # check_vma=True would add reductions of its own: another state, silently.
+        sharded = jax.shard_map(
+            grads,
+            mesh=mesh,
+            in_specs=(specs, P(axis)),
+            out_specs=(grad_specs, specs, P()),
+            check_vma=False,
+        )
+
+        def step(state: Any, batch: Any) -> Any:
+            g, state, metrics = sharded(state, batch)
+            return update(g, state), metrics
+
+        places = (shardings(specs, mesh), NamedSharding(mesh, P()))
+        return jax.jit(step, donate_argnums=0, out_shardings=places)
+    if how == "pmap":
+        return _pmap_step(grads, update, specs=specs, mesh=mesh, axis=axis)
+    raise ValueError(f"mesh.how is {how!r}; wanted 'jit' or 'pmap'")
+
+
+def _pmap_step(grads: Any, update: Any, *, specs: Any, mesh: Mesh, axis: Axis) -> Step:
+    if jax.process_count() > 1:
+        raise ValueError("mesh.how='pmap' runs in one process; use 'jit' for several")
+    n = mesh.size
+    # The same specs, in pmap's words: P() -> None, P(axis) -> 0.
+    axes = jax.tree.map(
+        lambda s: 0 if s == P(axis) else None, specs, is_leaf=lambda s: isinstance(s, P)
+    )
+
+    def split(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x, a: x if a is None else x.reshape(n, -1, *x.shape[1:]),
+            tree,
+            axes,
+            is_leaf=lambda x: x is None,
+        )
+
+    def join(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x, a: x if a is None else x.reshape(-1, *x.shape[2:]),
+            tree,
+            axes,
+            is_leaf=lambda x: x is None,
+        )
+
+    def body(state: Any, batch: Any) -> Any:
+        g, state, metrics = grads(state, batch)
+        return update(g, state), metrics
+
+    mapped = jax.pmap(
+        body,
+        axis_name=axis,
+        in_axes=(axes, 0),
+        out_axes=(axes, None),
+        devices=list(mesh.devices.flat),
+    )
+    split_state = jax.jit(split)
+    join_state = jax.jit(join, out_shardings=shardings(specs, mesh))
+
+    def step(state: Any, batch: Any) -> Any:
+        batch = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+        state, metrics = mapped(split_state(state), batch)
+        return join_state(state), metrics
+
+    return step
+
+
+def axis_size(axis: Axis) -> int:
+    """Return the number of devices along an axis; 1 where there is none."""
+    return 1 if axis is None else jax.lax.axis_size(axis)
+
+
+def axis_index(axis: Axis) -> jax.Array | int:
+    """Return this device's place along an axis; 0 where there is none."""
+    return 0 if axis is None else jax.lax.axis_index(axis)
+
+
+def psum(x: Any, axis: Axis) -> Any:
+    """Sum a tree over an axis; the tree itself where there is none."""
+    return x if axis is None else jax.lax.psum(x, axis)
+
+
+def pmean(x: Any, axis: Axis) -> Any:
+    """Average a tree over an axis; the tree itself where there is none."""
+    return x if axis is None else jax.lax.pmean(x, axis)
+
+
+def pmax(x: jax.Array, axis: Axis) -> jax.Array:
+    """Take the maximum over an axis, without a gradient."""
+    x = jax.lax.stop_gradient(x)
+    return x if axis is None else jax.lax.pmax(x, axis)
+
+
+def gather(x: jax.Array, axis: Axis) -> jax.Array:
+    """Concatenate the devices' slices along dimension 0."""
+    return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
+
+
+def start(
+    *, cpu_devices: int = 0, coordinator: str = "", processes: int = 1, process: int = 0
+) -> None:
+    """Set up devices and processes; call it before anything touches a device.
+
+    Args:
+        cpu_devices: split the CPU into so many devices; 0 leaves it whole.
+        coordinator: "host:port" of process 0, empty for a single process.
+        processes: how many processes the run has.
+        process: which of them this is.
+    """
+    if cpu_devices and jax.config.jax_num_cpu_devices != cpu_devices:
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    if coordinator:
+        jax.distributed.initialize(coordinator, processes, process)

@@ -1,0 +1,191 @@
+"""The train step, `step(state, batch) -> (state, metrics)`, as two pure halves.
+
+The random law: every draw is keyed by (seed, step, the example's global position),
+never by a device or process, so a run is the same on 1, 2 or 8 devices. The state
+is arrays only: one regex table says where each lives, and any mesh restores it.
+
+    state = init_state(model, loss, tx, seed=0, shape=(112, 112, 3), num_classes=C)
+    grads = make_grads(model, loss, axis="data")
+    update = make_update(tx)
+    step = parallel.compile_step(grads, update, ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from jaxface import parallel
+from jaxface.types import Batch, Loss
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that training changes, and the seed of all draws.
+
+    Attributes:
+        step: [] int32, updates done.
+        params: the backbone's trainable arrays.
+        head: the class weights, sharded by class along their first axis.
+        batch_stats: running statistics of normalisation layers.
+        margin_params: the margin rule's trainable scalars.
+        margin_state: the margin rule's running statistics.
+        opt_state: Optax's, over {"params", "head", "margin"}.
+        ema: an average of `params`, empty when it is off.
+        rng: [2] uint32, key data of the run's seed; never advanced.
+    """
+
+    step: jax.Array
+    params: Any
+    head: Any
+    batch_stats: Any
+    margin_params: Any
+    margin_state: Any
+    opt_state: Any
+    ema: Any
+    rng: jax.Array
+
+    @property
+    def trainable(self) -> dict[str, Any]:
+        """What the optimizer moves."""
+        return {"params": self.params, "head": self.head, "margin": self.margin_params}
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the network is applied with in evaluation: averaged where EMA is on."""
+        params = self.ema if jax.tree.leaves(self.ema) else self.params
+        return {"params": params, "batch_stats": self.batch_stats}
+
+
+def init_state(
+    model: nn.Module,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    ema: bool = False,
+) -> TrainState:
+    """Build the first state; pure, so it can be jitted or `eval_shape`d.
+
+    Args:
+        model: backbone, called as `model(images, train=..., keys=...)`.
+        loss: the head and what trains it.
+        tx: optimizer over {"params", "head", "margin"}.
+        seed: of the weights and of every later draw.
+        shape: (H, W, 3) of one image.
+        num_classes: C.
+        ema: whether to keep an average of the backbone.
+    """
+    key = jax.random.key(seed)
+    init_key, head_key = jax.random.split(key)
+    images = jnp.zeros((2, *shape), jnp.float32)
+    variables = model.init(init_key, images)
+    out = jax.eval_shape(model.apply, variables, images)
+    head = loss.init(head_key, num_classes=num_classes, dim=out.shape[-1])
+    margin_params, margin_state = loss.init_margin()
+    params = variables["params"]
+    trainable = {"params": params, "head": head, "margin": margin_params}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        head=head,
+        batch_stats=variables.get("batch_stats", {}),
+        margin_params=margin_params,
+        margin_state=margin_state,
+        opt_state=tx.init(trainable),
+        ema=params if ema else {},
+        rng=jax.random.key_data(key),
+    )
+
+
+def make_grads(
+    model: nn.Module, loss: Loss, *, axis: parallel.Axis, clip: float = 0.0
+) -> Callable[[TrainState, Batch], tuple[Any, TrainState, dict[str, jax.Array]]]:
+    """Make the first half: gradients, written for one device.
+
+    Args:
+        model: backbone; its BatchNorm may be synced over the same axis or local.
+        loss: returns this device's share.
+        axis: mesh axis name(s) for the collectives; None for one device.
+        clip: largest global norm of the backbone's gradient; 0 turns it off.
+
+    Returns:
+        grads(state, batch) -> (gradients, state with new statistics, metrics).
+    """
+
+    def grads(state: TrainState, batch: Batch) -> Any:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        drop_key, margin_key = jax.random.split(key)
+        keys = jax.vmap(lambda p: jax.random.fold_in(drop_key, p))(batch["position"])
+
+        def share_of(trainable: dict[str, Any]) -> Any:
+            embedding, changed = model.apply(
+                {"params": trainable["params"], "batch_stats": state.batch_stats},
+                batch["image"],
+                train=True,
+                keys=keys,
+                mutable=["batch_stats"],
+            )
+            share, margin_state, metrics = loss.share(
+                trainable["head"],
+                (trainable["margin"], state.margin_state),
+                embedding,
+                batch,
+                key=margin_key,
+                axis=axis,
+            )
+            return share, (changed.get("batch_stats", {}), margin_state, metrics)
+
+        (share, (stats, margin_state, metrics)), g = jax.value_and_grad(
+            share_of, has_aux=True
+        )(state.trainable)
+        # Shares sum to the mean, so replicated leaves are summed, never averaged;
+        # head rows live on one device and already have their whole gradient.
+        g["params"], g["margin"], total = parallel.psum(
+            (g["params"], g["margin"], share), axis
+        )
+        norm = optax.tree.norm(g["params"])
+        if clip > 0:
+            factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
+            g["params"] = jax.tree.map(lambda x: x * factor, g["params"])
+        # Synced statistics are equal already; local ones must become one state.
+        stats = parallel.pmean(stats, axis)
+        state = state.replace(batch_stats=stats, margin_state=margin_state)
+        return g, state, metrics | {"loss": total, "grad_norm": norm}
+
+    return grads
+
+
+def make_update(
+    tx: optax.GradientTransformation, *, ema: float = 0.0
+) -> Callable[[Any, TrainState], TrainState]:
+    """Make the second half: plain Optax, which knows no axis.
+
+    Args:
+        tx: optimizer over {"params", "head", "margin"}.
+        ema: decay of the average of the backbone; 0 turns it off.
+    """
+
+    def update(g: Any, state: TrainState) -> TrainState:
+        changes, opt_state = tx.update(g, state.opt_state, state.trainable)
+        new = optax.apply_updates(state.trainable, changes)
+        average = state.ema
+        if ema > 0:
+            average = optax.incremental_update(new["params"], state.ema, 1.0 - ema)
+        return state.replace(
+            step=state.step + 1,
+            params=new["params"],
+            head=new["head"],
+            margin_params=new["margin"],
+            opt_state=opt_state,
+            ema=average,
+        )
+
+    return update
