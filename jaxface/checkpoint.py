@@ -1,0 +1,173 @@
+"""Checkpoints by Orbax: state, data position, config and metrics, atomically.
+
+The one law: a step's folder exists only when it is complete, so a run killed at any
+moment finds its last whole checkpoint. Arrays are saved by name and shape, not by
+device, and restore onto any mesh.
+
+    manager = open_manager("run/checkpoints", keep=2, best="lfw/accuracy")
+    save(manager, 100, state, config_text=text, metrics={"lfw/accuracy": 0.9})
+    state = restore(manager, 100, like=shapes_with_shardings)
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxface import config as configs
+
+
+def open_manager(
+    directory: str | pathlib.Path, *, keep: int = 2, best: str = "", create: bool = True
+) -> ocp.CheckpointManager:
+    """Open a folder of checkpoints.
+
+    Args:
+        directory: where the steps are.
+        keep: how many of the latest stay.
+        best: a metric's name: the step where it is highest stays too; with a
+            leading "-", where it is lowest.
+        create: False to read only.
+
+    Raises:
+        FileNotFoundError: nothing there, and `create` is False.
+    """
+    path = pathlib.Path(directory).absolute()
+    if not create and not path.is_dir():
+        raise FileNotFoundError(f"no checkpoints at {path}; train there first")
+    keepers: list[Any] = [policies.LatestN(keep)]
+    best_fn = None
+    if best:
+        sign = -1.0 if best.startswith("-") else 1.0
+        name = best.removeprefix("-")
+
+        def best_fn(metrics: dict[str, float]) -> float:
+            return sign * metrics[name]
+
+        keepers.append(
+            policies.BestN(
+                get_metric_fn=best_fn, n=1, keep_checkpoints_without_metrics=False
+            )
+        )
+    options = ocp.CheckpointManagerOptions(
+        best_fn=best_fn,
+        preservation_policy=policies.AnyPreservationPolicy(keepers),
+        create=create,
+        read_only=not create,
+        cleanup_tmp_directories=create,
+    )
+    return ocp.CheckpointManager(path, options=options)
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: Any,
+    *,
+    position: int,
+    config_text: str,
+    metrics: dict[str, float] | None = None,
+) -> None:
+    """Start saving a step; the state may be donated when this returns.
+
+    Args:
+        manager: from `open_manager`.
+        step: updates done.
+        state: tree of arrays.
+        position: examples drawn from the stream, the whole state of the data.
+        config_text: what `config.dumps` gave.
+        metrics: what "best" is chosen by.
+    """
+    about = {"format": configs.FORMAT, "position": position, "config": config_text}
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+        ),
+        metrics=metrics,
+        force=True,
+    )
+
+
+def about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """Read a step's format, position and config text.
+
+    Raises:
+        ValueError: it was written by a newer version.
+    """
+    found = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+    facts = found["about"]
+    if facts["format"] > configs.FORMAT:
+        raise ValueError(
+            f"checkpoint {manager.directory}/{step} has format {facts['format']};"
+            f" this version reads up to {configs.FORMAT}: upgrade jaxface"
+        )
+    return facts
+
+
+def restore(manager: ocp.CheckpointManager, step: int, *, like: Any) -> Any:
+    """Restore a step's state.
+
+    Args:
+        manager: from `open_manager`.
+        step: which.
+        like: tree of `jax.ShapeDtypeStruct` with shardings, of any mesh.
+
+    Raises:
+        ValueError: the checkpoint's arrays are not those of `like`, listed.
+    """
+    saved = _shapes(manager.item_metadata(step)["state"])
+    wanted = _shapes(like)
+    wrong = [
+        f"{name}: saved {saved.get(name)}, here {wanted.get(name)}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:5])
+        raise ValueError(
+            f"checkpoint {manager.directory}/{step} is of another model,"
+            f" {len(wrong)} arrays differ: {shown}"
+        )
+    found = manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    )
+    return found["state"]
+
+
+def find(manager: ocp.CheckpointManager, which: str) -> int:
+    """Return the step that "latest", "best" or a number names.
+
+    Raises:
+        FileNotFoundError: there is none, with the steps there are.
+    """
+    have = sorted(manager.all_steps())
+    if not have:
+        raise FileNotFoundError(f"no checkpoint in {manager.directory}; train first")
+    if which == "latest":
+        return have[-1]
+    if which == "best":
+        step = manager.best_step()
+        if step is None:
+            raise FileNotFoundError(
+                f"no checkpoint in {manager.directory} was evaluated; use latest"
+            )
+        return step
+    if not which.isdigit() or int(which) not in have:
+        raise FileNotFoundError(
+            f"no checkpoint {which!r} in {manager.directory};"
+            f" there are latest, best, {', '.join(map(str, have))}"
+        )
+    return int(which)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }

@@ -1,0 +1,218 @@
+"""Every setting once, with its unit. Recipes call `base()` and set what differs.
+
+The one law: only `experiment.py` reads a config; all below takes plain arguments.
+A duration is a number and a unit, "20 epochs", "500 steps", "64000 examples" or
+"5 percent" of the run, and is turned into steps in one place.
+
+    config = base()
+    config.data.source = "folder(path='faces', part='train')"
+    config.model.name = "iresnet.r50"
+    config.train.length = "20 epochs"
+    validate(config)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import ml_collections
+
+FORMAT = 1  # of a saved config and checkpoint; a reader refuses a newer one
+
+# What may change between two runs in one workdir: it does not touch the result.
+FREE = ("checkpoint", "eval", "log", "mesh", "data.loader", "data.workers")
+
+_UNITS = ("steps", "epochs", "examples", "percent")
+
+
+def base() -> ml_collections.ConfigDict:
+    """Return the defaults, locked: a key that is not here is an error."""
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # of weights, order, augmentation and dropout
+
+    c.data = ml_collections.ConfigDict()
+    c.data.source = "synthetic(identities=100, per_identity=20)"  # what to train on
+    c.data.ops = "decode|resize(112)|flip|normalize"  # preprocessing in training
+    c.data.eval_ops = "decode|resize(112)|normalize"  # and in evaluation
+    c.data.loader = "tfdata"  # or "host", which needs no TensorFlow
+    c.data.workers = 0  # threads that read and decode; 0: one per core
+    c.data.batch_size = 128  # images per step, over all devices
+    c.data.max_bad = 0.01  # largest share of unreadable images before stopping
+
+    c.model = ml_collections.ConfigDict()
+    c.model.name = "iresnet.r50"  # a module of jaxface.models, or a variant in it
+    c.model.dtype = "float32"  # of the computation; parameters are float32
+    c.model.sync_bn = True  # BatchNorm over all devices, or each its own
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.name = "softmax(scale=64.0)"  # a module of jaxface.losses
+    c.loss.margin = "arcface(m=0.5)"  # a rule of losses.margin; "" for binary
+
+    c.optim = ml_collections.ConfigDict()
+    c.optim.name = "sgd(momentum=0.9, weight_decay=5e-4)"  # of train.optim
+    c.optim.lr = 0.1  # peak learning rate
+    c.optim.schedule = "polynomial(power=1.0)"  # of train.schedules
+    c.optim.warmup = "0 steps"
+    c.optim.clip = 5.0  # largest norm of the backbone's gradient; 0: off
+    c.optim.ema = 0.0  # decay of averaged weights, used in evaluation; 0: off
+
+    c.train = ml_collections.ConfigDict()
+    c.train.length = "20 epochs"
+
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.how = "jit"  # or "pmap", in one process
+    c.mesh.devices = 0  # how many to use; 0: all
+    c.mesh.cpu_devices = 0  # split the CPU into so many devices; 0: leave it
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.every = "1 epochs"
+    c.eval.embed = "flip_sum"  # f(x) + f(flipped x), unit length; or "output"
+    c.eval.batch_size = 64
+    # Name -> a module of jaxface.eval and what it is handed, such as
+    # "verification(folds=10) < pairs_bin(path='lfw.bin')".
+    c.eval.sets = ml_collections.ConfigDict()
+
+    c.checkpoint = ml_collections.ConfigDict()
+    c.checkpoint.every = "1 epochs"
+    c.checkpoint.keep = 2  # how many of the latest
+    c.checkpoint.best = ""  # such as "lfw/accuracy": keep the highest of it too
+
+    c.log = ml_collections.ConfigDict()
+    c.log.every = "50 steps"
+    c.log.tensorboard = True
+    return c.lock()
+
+
+def tiny(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return a copy of a recipe cut to two steps of eight images, for smoke runs."""
+    c = c.copy_and_resolve_references()
+    c.data.batch_size = 8
+    c.eval.batch_size = 8
+    c.train.length = "2 steps"
+    c.optim.warmup = "0 steps"
+    for part in (c.eval, c.checkpoint, c.log):
+        part.every = "1 steps"
+    return c.lock()
+
+
+def steps(
+    duration: str, *, batch_size: int, examples: int, total: int | None = None
+) -> int:
+    """Convert a duration to whole steps, rounding up.
+
+    Args:
+        duration: "<number> <unit>" with a unit of steps, epochs, examples, percent.
+        batch_size: images per step.
+        examples: images per epoch.
+        total: steps of the whole run, which "percent" needs.
+
+    Raises:
+        ValueError: not of that form, negative, or percent without a total.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?) (\w+)", duration)
+    if not found or found.group(2) not in _UNITS:
+        raise ValueError(
+            f"duration {duration!r}; wanted a number and one of"
+            f" {', '.join(_UNITS)}, as in '20 epochs'"
+        )
+    number, unit = float(found.group(1)), found.group(2)
+    if unit == "percent":
+        if total is None:
+            raise ValueError(f"duration {duration!r}: the run itself is no percentage")
+        return math.ceil(number * total / 100)
+    per = {"steps": 1.0, "epochs": examples / batch_size, "examples": 1 / batch_size}
+    return math.ceil(round(number * per[unit], 6))
+
+
+def validate(c: ml_collections.ConfigDict) -> None:
+    """Check what can be checked without looking at data or devices.
+
+    Raises:
+        ValueError: naming the key, what it holds and what it may hold.
+    """
+    _choice(c, "data.loader", ("tfdata", "host"))
+    _choice(c, "mesh.how", ("jit", "pmap"))
+    _choice(c, "eval.embed", ("flip_sum", "output"))
+    _choice(c, "model.dtype", ("float32", "bfloat16", "float16", "float64"))
+    for key in ("data.batch_size", "eval.batch_size", "checkpoint.keep"):
+        _range(c, key, 1, math.inf)
+    _range(c, "data.max_bad", 0, 1)
+    _range(c, "optim.ema", 0, 0.999999)
+    _range(c, "optim.clip", 0, math.inf)
+    _range(c, "optim.lr", 0, math.inf)
+    for key in (
+        "train.length",
+        "optim.warmup",
+        "eval.every",
+        "checkpoint.every",
+        "log.every",
+    ):
+        total = None if key == "train.length" else 100
+        count = steps(get(c, key), batch_size=1, examples=1, total=total)
+        if key != "optim.warmup" and count < 1:
+            raise ValueError(f"{key} is {get(c, key)!r}; wanted more than nothing")
+
+
+def get(c: Any, key: str) -> Any:
+    """Return the value at a dotted key."""
+    for part in key.split("."):
+        c = c[part]
+    return c
+
+
+def dumps(c: ml_collections.ConfigDict) -> str:
+    """Return a config as JSON text, the same for equal configs."""
+    return json.dumps(c.to_dict(), indent=1, sort_keys=True)
+
+
+def loads(text: str) -> ml_collections.ConfigDict:
+    """Read what `dumps` wrote; keys that later versions added get their default.
+
+    Raises:
+        ValueError: not a saved config, or one with keys this version lacks.
+    """
+    try:
+        saved = json.loads(text)
+        config = base()
+        with config.eval.sets.unlocked():
+            config.eval.sets.update(saved["eval"].pop("sets"))
+        config.update(saved)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"not a config this version can read: {error}") from None
+    return config
+
+
+def differences(
+    a: ml_collections.ConfigDict, b: ml_collections.ConfigDict
+) -> list[str]:
+    """List where two configs differ in what decides the result."""
+    left, right = _flat(a.to_dict()), _flat(b.to_dict())
+    return [
+        f"{key}: {left.get(key)!r} there, {right.get(key)!r} here"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+        and not any(key == f or key.startswith(f + ".") for f in FREE)
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def _choice(c: Any, key: str, known: tuple[str, ...]) -> None:
+    if get(c, key) not in known:
+        raise ValueError(f"{key} is {get(c, key)!r}; wanted one of {', '.join(known)}")
+
+
+def _range(c: Any, key: str, low: float, high: float) -> None:
+    if not low <= get(c, key) <= high:
+        raise ValueError(f"{key} is {get(c, key)}; wanted {low} to {high}")
