@@ -45,7 +45,12 @@ def state_specs(state: Any, *, axis: Axis) -> Any:
         state: tree of arrays or shapes.
         axis: mesh axis name(s) the classes are sharded over.
     """
-    table = ((r"(^|/)head/", P(axis)), (r"", P()))
+    # A layer of the network may be called head too, so `params` goes first.
+    table = (
+        (r"(^|/)(params|ema|batch_stats)/", P()),
+        (r"(^|/)head/", P(axis)),
+        (r"", P()),
+    )
 
     def spec(path: Any, leaf: Any) -> P:
         name = jax.tree_util.keystr(path, simple=True, separator="/")

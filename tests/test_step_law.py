@@ -31,7 +31,8 @@ class Net(nn.Module):
         if train:
             keep = jax.vmap(lambda k: jax.random.bernoulli(k, 0.7, (32,)))(keys)
             x = jnp.where(keep, x / 0.7, 0.0)
-        return nn.Dense(D)(nn.relu(x))
+        # Named like the class head on purpose: it must stay replicated.
+        return nn.Dense(D, name="head")(nn.relu(x))
 
 
 def noisy(cos, target, norm, ctx):
