@@ -33,8 +33,15 @@ class Source(Protocol):
         num_classes: labels are 0 .. num_classes - 1.
     """
 
-    color: str
-    num_classes: int
+    @property
+    def color(self) -> str:
+        """The channel order."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -1,0 +1,150 @@
+"""Face verification: are these two images of one person?
+
+One law: a run depends on the embeddings and the pairs alone, and on the order of the
+pairs only through their folds. Embeddings come as `embed` makes them (flip-sum
+included); the protocol's unit length is taken here.
+
+    evaluator = Evaluator(pairs, far=(1e-1, 1e-2))
+    result = evaluator.run(embed)       # embed: Source -> [n, D] float32
+    result.scalars["accuracy"], result.scalars["tar@far=1e-2"]
+    result.artefacts["scores"]          # [N] cosines
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from absl import logging
+
+from jaxface import types
+from jaxface.eval import metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """The verification protocol over a pair list.
+
+    Attributes:
+        pairs: what to compare.
+        far: false accept rates at which to report TAR; those that the list's
+            impostor pairs cannot resolve are logged and left out.
+
+    Raises:
+        ValueError: on pairs that are not a verification list.
+    """
+
+    pairs: types.Pairs
+    _: dataclasses.KW_ONLY
+    far: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
+
+    def __post_init__(self) -> None:
+        pairs, n = self.pairs, len(self.pairs.images)
+        N = len(pairs)
+        genuine = int(np.sum(pairs.same))
+        if not 0 < genuine < N:
+            raise ValueError(f"{genuine} genuine of {N} pairs; wanted both kinds")
+        for name, shape in {
+            "left": (N,),
+            "right": (N,),
+            "fold": (N,),
+            "people": (N, 2),
+        }.items():
+            if np.shape(getattr(pairs, name)) != shape:
+                found = np.shape(getattr(pairs, name))
+                raise ValueError(f"pairs.{name} is {found}; wanted {shape}")
+        ends = np.stack([pairs.left, pairs.right])
+        if ends.min() < 0 or ends.max() >= n:
+            raise ValueError(f"pairs name images {ends.min()} to {ends.max()} of {n}")
+        lost = [_short(far) for far in self.far if far < 1 / (N - genuine)]
+        if lost:
+            logging.info(
+                "TAR at FAR %s is left out: %d impostor pairs cannot show it",
+                ", ".join(lost),
+                N - genuine,
+            )
+
+    def run(self, embed: types.Embed) -> types.Result:
+        """Embed the images once and measure.
+
+        Args:
+            embed: gives [n, D] float for the n images, of any length but zero.
+
+        Returns:
+            Scalars: accuracy (mean over folds) with accuracy_std and the interval
+            over people; pairs, genuine, impostors, folds, people; threshold
+            (cosine, mean over folds); precision, recall, f1 at the k-fold decisions;
+            auc, eer; `tar@far=1e-2` and so on; `_low`, `_high` beside the rates.
+            Artefacts: scores [N] (cosine), same, fold, accepted, correct, left, right.
+
+        Raises:
+            ValueError: on embeddings that are not finite, are zero, or not [n, D].
+        """
+        pairs = self.pairs
+        unit = _unit(embed(pairs.images), pairs.images)
+        # |a - b|^2 = 2 - 2 cos, summed as insightface does
+        gap = unit[pairs.left] - unit[pairs.right]
+        scores = 1 - np.sum(gap**2, axis=1) / 2
+        same = np.asarray(pairs.same, bool)
+        found = metrics.kfold_accuracy(scores, same, pairs.fold)
+        low, high = metrics.people_interval(found.correct, pairs.people)
+        counts = metrics.confusion(found.accepted, same)
+        genuine, impostors = counts.tp + counts.fn, counts.fp + counts.tn
+        scalars = {
+            "accuracy": found.mean,
+            "accuracy_std": found.std,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "pairs": len(pairs),
+            "genuine": genuine,
+            "impostors": impostors,
+            "folds": len(found.threshold),
+            "people": len(np.unique(pairs.people)),
+            "threshold": float(found.threshold.mean()),
+            "auc": metrics.auc(scores, same),
+            "eer": metrics.eer(scores, same),
+        }
+        rates = metrics.precision_recall_f1(counts)
+        for name, rate in zip(("precision", "recall", "f1"), rates, strict=True):
+            scalars |= rate.named(name)
+        for far in self.far:
+            if far >= 1 / impostors:
+                _, threshold = metrics.tar_at_far(scores, same, far=far)
+                accepted = int(np.sum(scores[same] >= threshold))
+                tar = metrics.rate(accepted, genuine)
+                scalars |= tar.named(f"tar@far={_short(far)}")
+        return types.Result(
+            scalars={name: float(value) for name, value in scalars.items()},
+            artefacts={
+                "scores": scores,
+                "same": same,
+                "fold": np.asarray(pairs.fold),
+                "accepted": found.accepted,
+                "correct": found.correct,
+                "left": np.asarray(pairs.left),
+                "right": np.asarray(pairs.right),
+            },
+        )
+
+
+def _unit(embedding: np.ndarray, images: types.Source) -> np.ndarray:
+    """Return unit embeddings [n, D] float64, or say which image has none."""
+    embedding = np.asarray(embedding, np.float64)
+    n = len(images)
+    if embedding.ndim != 2 or len(embedding) != n:
+        raise ValueError(f"embed gave {embedding.shape} for {n} images; wanted [n, D]")
+    norm = np.linalg.norm(embedding, axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(norm[:, 0]) | (norm[:, 0] == 0))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {n} embeddings have no direction (NaN, infinite or zero),"
+            f" the first of {images.name(int(bad[0]))}; the model has diverged, or"
+            " these images are broken"
+        )
+    return embedding / norm
+
+
+def _short(far: float) -> str:
+    """Write 0.001 as 1e-3."""
+    mantissa, exponent = f"{far:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
