@@ -1,0 +1,1 @@
+"""A parametric face renderer: people, the stage they stand on, their portraits."""
