@@ -60,7 +60,11 @@ def open_manager(
         read_only=not create,
         cleanup_tmp_directories=create,
     )
-    return ocp.CheckpointManager(path, options=options)
+    handlers = {
+        "state": ocp.StandardCheckpointHandler(),
+        "about": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
 
 def save(

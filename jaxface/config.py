@@ -1,6 +1,6 @@
 """Every setting once, with its unit. Recipes call `base()` and set what differs.
 
-The one law: only `experiment.py` reads a config; all below takes plain arguments.
+The one law: only `assembly` and `experiment` read it; all below takes plain values.
 A duration is a number and a unit, "20 epochs", "500 steps", "64000 examples" or
 "5 percent" of the run, and is turned into steps in one place.
 
@@ -154,6 +154,28 @@ def validate(c: ml_collections.ConfigDict) -> None:
         count = steps(get(c, key), batch_size=1, examples=1, total=total)
         if key != "optim.warmup" and count < 1:
             raise ValueError(f"{key} is {get(c, key)!r}; wanted more than nothing")
+
+
+def arguments(given: str, defaults: dict[str, str]) -> dict[str, str]:
+    """Read what follows the colon in `--config=recipe.py:faces=a.tar,pack=b.bin`.
+
+    Args:
+        given: that text, empty for none.
+        defaults: the names a recipe takes, with their values.
+
+    Raises:
+        ValueError: a name the recipe does not take, or a part without "=".
+    """
+    out = dict(defaults)
+    for part in filter(None, given.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or name not in defaults:
+            raise ValueError(
+                f"recipe argument {part!r}; wanted name=value with names"
+                f" {', '.join(defaults)}"
+            )
+        out[name] = value
+    return out
 
 
 def get(c: Any, key: str) -> Any:

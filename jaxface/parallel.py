@@ -215,7 +215,7 @@ def start(
         processes: how many processes the run has.
         process: which of them this is.
     """
-    if cpu_devices and jax.config.jax_num_cpu_devices != cpu_devices:
+    if cpu_devices:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if coordinator:
         jax.distributed.initialize(coordinator, processes, process)

@@ -73,8 +73,8 @@ class Loss:
         """Return the rule's (trainable scalars, running statistics)."""
         facts = _facts(self.rule)
         return (
-            {k: jnp.float32(v) for k, v in facts.params.items()},
-            {k: jnp.float32(v) for k, v in facts.state.items()},
+            {k: jnp.asarray(v, float) for k, v in facts.params.items()},
+            {k: jnp.asarray(v, float) for k, v in facts.state.items()},
         )
 
     def share(

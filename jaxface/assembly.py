@@ -1,0 +1,332 @@
+"""From a config to a `Run`: every name resolved, every part checked against others.
+
+The one law: a config is read here and in `experiment`, nowhere below; all that can
+be wrong with it is said before any training.
+
+    run = build(config)
+    state = run.first_state()
+    state, metrics = run.step(state, next(run.batches(run.loader(0))))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxface import config, embed, losses, models, parallel, spec
+from jaxface import eval as protocols
+from jaxface.data import host, ops, pipeline, sources
+from jaxface.train import optim, schedules
+from jaxface.train import step as steps
+from jaxface.types import Batch, Batches, Evaluator, Result, Source
+
+AXIS = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything a config names, resolved and bound, before any training.
+
+    Attributes:
+        config: what it was built from.
+        source: the training images.
+        pipeline: their preprocessing.
+        eval_pipeline: preprocessing in evaluation.
+        evaluators: by the name of the set.
+        loss: the head and its loss.
+        tx: optimizer.
+        schedule: updates done -> learning rate.
+        total: steps of the whole run.
+        mesh: the devices.
+    """
+
+    config: ml_collections.ConfigDict
+    source: Source
+    pipeline: pipeline.Pipeline
+    eval_pipeline: pipeline.Pipeline
+    evaluators: Mapping[str, Evaluator]
+    make_model: Callable[..., Any]
+    loss: Any
+    tx: Any
+    schedule: Callable[[Any], Any]
+    total: int
+    mesh: Mesh
+
+    def every(self, duration: str) -> int:
+        """Return a duration of the config in steps."""
+        return config.steps(
+            duration,
+            batch_size=self.config.data.batch_size,
+            examples=len(self.source),
+            total=self.total,
+        )
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, 3) of what the network sees."""
+        if self.pipeline.size:
+            return (*self.pipeline.size, 3)
+        one = host.batches_once(self.source, self.eval_pipeline, batch_size=1)
+        with contextlib.closing(one) as batches:
+            return next(batches)["image"].shape[1:]
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The backbone, its BatchNorm synced over the mesh or local."""
+        c = self.config.model
+        return self.make_model(dtype=c.dtype, axis=AXIS if c.sync_bn else None)
+
+    @functools.cached_property
+    def init(self) -> Callable[[], steps.TrainState]:
+        """Function of nothing that builds the first state."""
+        return functools.partial(
+            steps.init_state,
+            self.model,
+            self.loss,
+            self.tx,
+            seed=self.config.seed,
+            shape=self.shape,
+            num_classes=self.source.num_classes,
+            ema=self.config.optim.ema > 0,
+        )
+
+    @functools.cached_property
+    def abstract(self) -> Any:
+        """The state's shapes with shardings: what `restore` needs."""
+        shapes = jax.eval_shape(self.init)
+        where = parallel.shardings(self.specs, self.mesh)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            where,
+        )
+
+    @functools.cached_property
+    def specs(self) -> Any:
+        """PartitionSpecs of the state."""
+        return parallel.state_specs(jax.eval_shape(self.init), axis=AXIS)
+
+    def first_state(self) -> steps.TrainState:
+        """Draw the first state, every array where it belongs."""
+        where = parallel.shardings(self.specs, self.mesh)
+        return jax.jit(self.init, out_shardings=where)()
+
+    @functools.cached_property
+    def step(self) -> parallel.Step:
+        """The compiled train step."""
+        c = self.config
+        return parallel.compile_step(
+            steps.make_grads(self.model, self.loss, axis=AXIS, clip=c.optim.clip),
+            steps.make_update(self.tx, ema=c.optim.ema),
+            specs=self.specs,
+            grad_specs={"params": P(), "head": P(AXIS), "margin": P()},
+            mesh=self.mesh,
+            axis=AXIS,
+            how=c.mesh.how,
+        )
+
+    def loader(self, start: int) -> Batches:
+        """Return this process's batches from a step on."""
+        c = self.config.data
+        module = _tfdata() if c.loader == "tfdata" else host
+        return module.Loader(
+            self.source,
+            self.pipeline,
+            batch_size=c.batch_size,
+            seed=self.config.seed,
+            start_step=start,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            workers=c.workers or os.cpu_count() or 1,
+            max_bad=c.max_bad,
+        )
+
+    def batches(self, loader: Batches) -> Iterator[Batch]:
+        """Yield global device batches, one placed ahead of the one in use."""
+        placed = (parallel.put_batch(b, mesh=self.mesh, axis=AXIS) for b in loader)
+        ahead = list(itertools.islice(placed, 1))
+        for batch in placed:
+            ahead.append(batch)
+            yield ahead.pop(0)
+
+    @functools.cached_property
+    def forward(self) -> embed.Forward:
+        """The compiled forward pass of evaluation."""
+        apply = functools.partial(self.model.apply)
+        if self.config.eval.embed == "flip_sum":
+            apply = embed.flip_sum(apply)
+        return embed.compile_forward(apply, mesh=self.mesh, axis=AXIS)
+
+    def evaluate(self, state: steps.TrainState) -> dict[str, Result]:
+        """Run every evaluator on a state."""
+        embedder = embed.make_embed(
+            self.forward,
+            state.variables,
+            mesh=self.mesh,
+            axis=AXIS,
+            one_pass=functools.partial(
+                host.batches_once,
+                pipeline=self.eval_pipeline,
+                batch_size=self.config.eval.batch_size,
+            ),
+        )
+        return {name: e.run(embedder) for name, e in self.evaluators.items()}
+
+
+def build(c: ml_collections.ConfigDict) -> Run:
+    """Resolve and check a whole config; the first device work is the mesh.
+
+    Raises:
+        KeyError: an unknown model, loss, margin, op, source, ... with the nearest.
+        ValueError: a value out of range, or parts that do not fit each other.
+        FileNotFoundError: missing data.
+    """
+    config.validate(c)
+    make_model = _bound(models, c.model.name, kind="model", default="Model")
+    make_loss = _bound(losses, c.loss.name, kind="loss", default="Loss")
+    train_line, eval_line = ops.parse(c.data.ops), ops.parse(c.data.eval_ops)
+    make_tx = _member(optim, c.optim.name, kind="optimizer")
+    make_schedule = _member(schedules, c.optim.schedule, kind="schedule")
+    source = flow(c.data.source)
+    evaluators = {name: flow(line) for name, line in c.eval.sets.items()}
+    _check_input(make_model(), train_line, eval_line)
+
+    count = functools.partial(
+        config.steps, batch_size=c.data.batch_size, examples=len(source)
+    )
+    total = count(c.train.length)
+    schedule = make_schedule(
+        peak=c.optim.lr,
+        warmup_steps=count(c.optim.warmup, total=total),
+        total_steps=total,
+    )
+    run = Run(
+        config=c,
+        source=source,
+        pipeline=train_line,
+        eval_pipeline=eval_line,
+        evaluators=evaluators,
+        make_model=make_model,
+        loss=_with_margin(make_loss, c, num_classes=source.num_classes),
+        tx=make_tx(lr=schedule),
+        schedule=schedule,
+        total=total,
+        mesh=_make_mesh(c),
+    )
+    _check_fit(run)
+    return run
+
+
+def flow(line: str) -> Any:
+    """Build what a line of sources says, each part fed by the one before.
+
+    `folder(path='x', part='train')` is a source; `...|pairs_sampled(count=600)` a
+    list of pairs over it; `...|verification` an evaluator of those.
+
+    Raises:
+        KeyError: a part that neither jaxface.data.sources nor jaxface.eval has.
+    """
+    value: Any = None
+    known = {name: sources for name in spec.modules(sources)}
+    known |= {name: protocols for name in spec.modules(protocols)}
+    for i, call in enumerate(spec.parse(line)):
+        if call.name not in known:
+            raise spec.unknown("source or evaluator", call.name, known)
+        kinds = ("Source", "pairs", "Evaluator")
+        make = spec.agreed(known[call.name], call, names=kinds)
+        made = spec.bind(make, call if i == 0 else call.after(value))
+        value = made()
+    return value
+
+
+def _tfdata() -> Any:
+    try:
+        from jaxface.data import tfdata  # 7 s and 700 MB: only where asked for
+    except ImportError as error:
+        raise ImportError(
+            f"config.data.loader='tfdata' needs TensorFlow ({error}): pip install"
+            " tensorflow-cpu, or set --config.data.loader=host"
+        ) from None
+    return tfdata
+
+
+def _bound(package: Any, line: str, *, kind: str, default: str) -> Any:
+    call = spec.parse_one(line)
+    return spec.bind(spec.module(package, call, kind=kind, default=default), call)
+
+
+def _member(module: Any, line: str, *, kind: str) -> Any:
+    call = spec.parse_one(line)
+    return spec.bind(spec.member(module, call, kind=kind), call)
+
+
+def _with_margin(make_loss: Any, c: Any, *, num_classes: int) -> Any:
+    if "margin" in make_loss.func.__dataclass_fields__:
+        return make_loss(num_classes=num_classes, margin=c.loss.margin)
+    if c.loss.margin:
+        raise ValueError(
+            f"loss {c.loss.name!r} takes no margin, got {c.loss.margin!r};"
+            ' set config.loss.margin = ""'
+        )
+    return make_loss(num_classes=num_classes)
+
+
+def _make_mesh(c: ml_collections.ConfigDict) -> Mesh:
+    devices = jax.devices()
+    n = c.mesh.devices or len(devices)
+    if n > len(devices):
+        raise ValueError(f"mesh.devices is {n}; this machine has {len(devices)}")
+    return parallel.make_mesh(axis=AXIS, devices=devices[:n])
+
+
+def _check_fit(run: Run) -> None:
+    c, n = run.config, run.mesh.size
+    for key in ("data.batch_size", "eval.batch_size"):
+        if config.get(c, key) % n:
+            raise ValueError(
+                f"{key} is {config.get(c, key)}, which {n} devices cannot share"
+                f" evenly; wanted a multiple of {n}, or --config.mesh.devices=1"
+            )
+    if 1024 % n:
+        raise ValueError(f"{n} devices cannot share classes; wanted a divisor of 1024")
+    if c.mesh.how == "pmap" and not getattr(
+        getattr(optim, spec.parse_one(c.optim.name).name), "elementwise", False
+    ):
+        raise ValueError(
+            f"mesh.how='pmap' needs an element-wise optimizer, got {c.optim.name!r}"
+        )
+    save, look = run.every(c.checkpoint.every), run.every(c.eval.every)
+    if c.checkpoint.best and save % look:
+        raise ValueError(
+            f"checkpoint.best needs every checkpoint evaluated: checkpoint.every is"
+            f" {save} steps, eval.every {look}; make one a multiple of the other"
+        )
+    name = c.checkpoint.best.removeprefix("-").partition("/")[0]
+    if name and name not in run.evaluators:
+        raise spec.unknown("checkpoint.best: evaluation set", name, run.evaluators)
+
+
+def _check_input(model: Any, *lines: pipeline.Pipeline) -> None:
+    """Refuse preprocessing that gives a network what it was not made for."""
+    for line in lines:
+        if line.color != model.color:
+            raise ValueError(
+                f"the preprocessing gives {line.color}, the model wants"
+                f" {model.color}; write decode(color={model.color!r})"
+            )
+        if line.scale != (model.mean, model.std):
+            raise ValueError(
+                f"the preprocessing normalises by (mean, std) {line.scale}, the model"
+                f" wants mean={model.mean}, std={model.std}; end the line with"
+                f" normalize(mean={model.mean}, std={model.std})"
+            )

@@ -1,0 +1,66 @@
+"""How every script of launch/ starts and fails: quiet logs, one-line errors.
+
+The one law: what a user can mend is told in one line and exits with 1; a traceback
+is left for our own mistakes. `--debug` shows it for both.
+
+    cli.run(main)              # instead of absl's app.run(main)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags, logging
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show where an error came from.")
+_MENDABLE = (KeyError, ValueError, OSError, FloatingPointError, ImportError)
+_WARNING, _ERROR = 30, 40  # the levels of Python's own logging
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags, call `main`, and turn its errors into one line."""
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+        try:
+            main()
+        except _MENDABLE as error:
+            if _DEBUG.value:
+                raise
+            sys.exit(f"error: {_line(error)}")
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Show what jaxface logs, and of other libraries only warnings.
+
+    Orbax tells of every file it touches, as information and as warnings alike.
+    """
+    logging.set_verbosity(level)
+    logging.set_stderrthreshold(level)
+
+    def wanted(record: Any) -> bool:
+        if "orbax" in record.pathname:
+            return record.levelno >= _ERROR
+        return record.levelno >= _WARNING or "jaxface" in record.pathname
+
+    logging.get_absl_handler().addFilter(wanted)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (KeyError, AttributeError, ValueError, OSError) as error:
+        # A config file or an override of it that cannot be read.
+        sys.exit(f"error: {_line(error)}")
+
+
+def _line(error: BaseException) -> str:
+    # A KeyError prints its argument quoted, and ml_collections quotes it once more.
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    *_, last = text.replace("\\n", "\n").strip("'").splitlines()
+    return last if "Did you mean" in last else " ".join(text.split())

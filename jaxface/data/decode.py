@@ -1,0 +1,150 @@
+"""Encoded images to pixels, one meaning for every loader.
+
+The law: Pillow is the authority on what an image shows and whether it is readable.
+`is_plain` knows, from the header alone, the files that TensorFlow's parallel C++
+decodes to the same pixels; everything else (palette, CMYK, 16 bits, alpha, WebP,
+GIF, TIFF, turned by EXIF, cut short) is decoded here and handed on as raw pixels.
+
+    pixels(open("face.jpg", "rb").read())           # uint8 [H, W, 3]
+    record = data if is_plain(data) else pack(pixels(data))
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# A packed record: this mark, height and width (little-endian int32), pixels.
+RAW = b"RAW\0"
+RAW_HEADER = 12
+
+_MAX_PIXELS = 100_000_000
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+_ORIENTATION = 0x0112
+_JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Huffman coded
+_JPEG_SCAN, _JPEG_APP1 = 0xDA, 0xE1
+
+# What Pillow's parsers raise on a damaged file.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+class UnreadableError(ValueError):
+    """An example that cannot be read: missing, truncated or not an image."""
+
+
+def pixels(record: bytes | np.ndarray) -> np.ndarray:
+    """Return the pixels of a record.
+
+    Args:
+        record: an encoded image of any size and mode, or uint8 [H, W, 3], which is
+            returned as it is. Alpha is dropped, 16-bit grey keeps its high byte,
+            an animation gives its first frame, EXIF orientation is applied.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        UnreadableError: if the bytes are not an image, or not a whole one.
+        ValueError: if an array is not uint8 [H, W, 3].
+    """
+    if isinstance(record, np.ndarray):
+        if record.dtype != np.uint8 or record.ndim != 3 or record.shape[2] != 3:
+            raise ValueError(
+                f"a source gave {record.dtype} {record.shape}: wanted uint8 [H, W, 3]"
+            )
+        return record
+    if not record:
+        raise UnreadableError("empty file")
+    try:
+        with Image.open(io.BytesIO(record)) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise UnreadableError(
+                    f"{image.width} x {image.height} is over {_MAX_PIXELS} pixels"
+                )
+            return np.asarray(_rgb(image))
+    except _DAMAGE as error:
+        raise UnreadableError(str(error) or type(error).__name__) from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    turned = image.getexif().get(_ORIENTATION, 1) != 1
+    upright = ImageOps.exif_transpose(image) if turned else image
+    if upright.mode == "F":
+        raise UnreadableError("float pixels have no agreed range")
+    if upright.mode.startswith("I"):  # 16-bit grey, whatever the byte order
+        high = np.asarray(upright).astype(np.int64) >> 8
+        return Image.fromarray(np.clip(high, 0, 255).astype(np.uint8)).convert("RGB")
+    if "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+    return upright.convert("RGB")
+
+
+def pack(image: np.ndarray) -> bytes:
+    """Return uint8 [H, W, 3] as a record that `ops.decode` reads in TensorFlow."""
+    height, width, _ = image.shape
+    return RAW + struct.pack("<ii", height, width) + image.tobytes()
+
+
+def is_plain(data: bytes) -> bool:
+    """Tell whether TensorFlow decodes these bytes to the pixels Pillow gives.
+
+    True for whole 8-bit JPEG of 1 or 3 components without EXIF rotation, and 8-bit
+    grey or RGB PNG without transparency. Only headers and the last bytes are read,
+    so damage within may remain.
+    """
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return data.endswith(b"\xff\xd9") and _is_plain_jpeg(data)
+        if data.startswith(_PNG):
+            return data.endswith(_PNG_END) and _is_plain_png(data)
+    except (struct.error, IndexError):
+        pass  # the header is cut short: let Pillow say what is wrong
+    return False
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    at, plain = 2, False
+    while data[at] == 0xFF and data[at + 1] != _JPEG_SCAN:
+        marker, size = struct.unpack_from(">BH", data, at + 1)
+        if marker in _JPEG_FRAMES:
+            depth, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
+            plain = depth == 8 and channels in (1, 3)
+            plain = plain and 0 < height * width <= _MAX_PIXELS
+        if marker == _JPEG_APP1 and _is_turned(data):  # EXIF or XMP
+            return False
+        at += 2 + size
+    return plain
+
+
+def _is_turned(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.getexif().get(_ORIENTATION, 1) != 1
+    except _DAMAGE:
+        return True  # not plain: `pixels` will say what is wrong
+
+
+def _is_plain_png(data: bytes) -> bool:
+    width, height, depth, kind = struct.unpack_from(">IIBB", data, 16)
+    if depth != 8 or kind not in (0, 2) or not 0 < height * width <= _MAX_PIXELS:
+        return False
+    at = len(_PNG)
+    while (name := data[at + 4 : at + 8]) != b"IDAT":
+        if len(name) < 4 or name in (b"tRNS", b"eXIf"):
+            return False
+        at += 12 + struct.unpack_from(">I", data, at)[0]
+    return True

@@ -1,0 +1,200 @@
+"""Train and evaluate what `assembly` built, in a workdir.
+
+"Evaluate a checkpoint" is the wiring of training with no steps, so it cannot rot.
+
+    run = assembly.build(config)
+    train(run, workdir)                  # resumes where a checkpoint is
+    step, results = evaluate(run, workdir, step="best")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from absl import logging
+
+from jaxface import checkpoint, config
+from jaxface.assembly import Run
+from jaxface.train import loop, monitor
+from jaxface.train import step as steps
+from jaxface.types import Result
+
+
+def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
+    """Train to the end of the config, from the last checkpoint where there is one.
+
+    Args:
+        run: from `assembly.build`.
+        workdir: gets config.json, metrics.jsonl, events and checkpoints.
+
+    Raises:
+        ValueError: workdir holds a run of another config, differences listed.
+        FloatingPointError: the loss is not finite, with the step, the positions of
+            its batch and the last good checkpoint.
+        OSError: workdir cannot be written.
+    """
+    c, workdir = run.config, pathlib.Path(workdir).absolute()
+    _claim(workdir, c)
+    manager = checkpoint.open_manager(
+        workdir / "checkpoints", keep=c.checkpoint.keep, best=c.checkpoint.best
+    )
+    start, state = _start(run, manager)
+    loader = run.loader(start)
+    text = config.dumps(c)
+
+    def save(done: int, state: Any, scalars: dict[str, float] | None) -> None:
+        position = done * c.data.batch_size
+        checkpoint.save(
+            manager, done, state, position=position, config_text=text, metrics=scalars
+        )
+
+    def evaluate(state: Any) -> dict[str, float]:
+        return scalars_of(run.evaluate(state))
+
+    begun = time.monotonic()
+    with (
+        monitor.Monitor(
+            workdir,
+            start=start,
+            total=run.total,
+            batch_size=c.data.batch_size,
+            schedule=run.schedule,
+            every=run.every(c.log.every),
+            tensorboard=c.log.tensorboard,
+        ) as log,
+        loop.stop_on_signals() as stop,
+    ):
+        try:
+            state = loop.run(
+                state,
+                step=run.step,
+                batches=run.batches(loader),
+                start=start,
+                total=run.total,
+                monitor=log,
+                evaluate=evaluate,
+                save=save,
+                log_every=run.every(c.log.every),
+                eval_every=run.every(c.eval.every),
+                save_every=run.every(c.checkpoint.every),
+                stop=stop,
+            )
+        except monitor.NonFiniteLossError as error:
+            raise FloatingPointError(_lost(error, c, manager)) from None
+        finally:
+            loader.close()
+            manager.wait_until_finished()
+            _write_bad(workdir, loader.bad)
+    manager.close()
+    logging.info("trained to step %d in %.0f s", state.step, time.monotonic() - begun)
+    return state
+
+
+def evaluate(
+    run: Run, workdir: str | pathlib.Path, *, step: str = "best"
+) -> tuple[int, dict[str, Result]]:
+    """Restore a checkpoint and run the config's evaluators on it.
+
+    Args:
+        run: built from the config that `saved_config` returns.
+        workdir: of the training run.
+        step: "latest", "best" or a number.
+
+    Returns:
+        (step, results by the name of the set).
+    """
+    with _reader(workdir, run.config) as manager:
+        found = checkpoint.find(manager, step)
+        checkpoint.about(manager, found)  # refuses a newer format
+        state = checkpoint.restore(manager, found, like=run.abstract)
+    return found, run.evaluate(state)
+
+
+def saved_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """Return the config a run was trained with; no device is touched.
+
+    Raises:
+        FileNotFoundError: no run in workdir.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no run in {workdir}: config.json is missing")
+    return config.loads(path.read_text())
+
+
+def scalars_of(results: Mapping[str, Result]) -> dict[str, float]:
+    """Return all scalars as "<set>/<name>"."""
+    return {
+        f"{name}/{key}": value
+        for name, result in results.items()
+        for key, value in result.scalars.items()
+    }
+
+
+def _claim(workdir: pathlib.Path, c: ml_collections.ConfigDict) -> None:
+    """Write config.json into a new workdir, or check the one that is there."""
+    path = workdir / "config.json"
+    if path.exists():
+        wrong = config.differences(config.loads(path.read_text()), c)
+        if wrong:
+            raise ValueError(
+                f"{workdir} holds a run of another config; take a new --workdir, or"
+                f" the old settings: {'; '.join(wrong)}"
+            )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_text(path, config.dumps(c))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    half = path.with_name(path.name + ".tmp")
+    half.write_text(text)
+    os.replace(half, path)
+
+
+def _start(run: Run, manager: Any) -> tuple[int, steps.TrainState]:
+    latest = manager.latest_step()
+    if latest is None:
+        return 0, run.first_state()
+    about = checkpoint.about(manager, latest)
+    start = about["position"] // run.config.data.batch_size
+    logging.info("resuming at step %d", start)
+    return start, checkpoint.restore(manager, latest, like=run.abstract)
+
+
+def _reader(workdir: str | pathlib.Path, c: ml_collections.ConfigDict) -> Any:
+    return checkpoint.open_manager(
+        pathlib.Path(workdir) / "checkpoints",
+        keep=c.checkpoint.keep,
+        best=c.checkpoint.best,
+        create=False,
+    )
+
+
+def _lost(error: monitor.NonFiniteLossError, c: Any, manager: Any) -> str:
+    manager.wait_until_finished()
+    last = manager.latest_step()
+    good = "none yet" if last is None else f"step {last} in {manager.directory}"
+    first = (error.step - 1) * c.data.batch_size
+    return (
+        f"{error}: its batch has positions {first} to"
+        f" {first + c.data.batch_size - 1} of the stream. Last good checkpoint:"
+        f" {good}. Try a lower config.optim.lr, a longer config.optim.warmup, or a"
+        " smaller margin"
+    )
+
+
+def _write_bad(workdir: pathlib.Path, bad: Mapping[str, str]) -> None:
+    if not bad:
+        return
+    path = workdir / f"bad_images.{jax.process_index()}.json"
+    write_text(path, json.dumps(dict(sorted(bad.items())), indent=1))
+    logging.warning("%d unreadable images were replaced; see %s", len(bad), path)

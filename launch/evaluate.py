@@ -1,0 +1,110 @@
+"""Restore a checkpoint and evaluate it; the saved config rebuilds the model.
+
+    python launch/evaluate.py --workdir=/tmp/run
+    python launch/evaluate.py --workdir=/tmp/run --step=latest --pack=lfw.bin
+
+Prints a table, writes WORKDIR/eval/<step>/<set>.json and, with --report, one
+self-contained page.
+"""
+
+import json
+import pathlib
+import platform
+import sys
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from absl import flags
+
+from jaxface import assembly, cli, experiment, parallel, types
+from jaxface.data import decode
+from jaxface.eval import report, verification
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of the training run.")
+_STEP = flags.DEFINE_string("step", "best", "best, latest or a step's number.")
+_PACKS = flags.DEFINE_multi_string(
+    "pack", [], "Evaluate this insightface .bin pack instead of the config's sets."
+)
+_FOLDS = flags.DEFINE_integer("folds", 10, "Folds of the packs.")
+_NAMES = flags.DEFINE_string("names", None, "LFW pairs.txt: who is in the packs.")
+_REPORT = flags.DEFINE_string("report", None, "Where to write an HTML report.")
+
+
+def main() -> None:
+    """Restore, evaluate, print, write."""
+    cli.log_to_stderr()
+    config = experiment.saved_config(_WORKDIR.value)
+    parallel.start(cpu_devices=config.mesh.cpu_devices)
+    if _PACKS.value:
+        with config.unlocked():
+            config.eval.sets = {pathlib.Path(p).stem: line(p) for p in _PACKS.value}
+    run = assembly.build(config)
+    if not run.evaluators:
+        raise ValueError("nothing to evaluate: the config has no sets; give --pack")
+    step, results = experiment.evaluate(run, _WORKDIR.value, step=_STEP.value)
+
+    directory = pathlib.Path(_WORKDIR.value) / "eval" / str(step)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, result in results.items():
+        print(f"\n{name}, step {step}")
+        for key, value in result.scalars.items():
+            print(f"  {key:<24} {value:.6g}")
+        text = json.dumps(result.scalars, indent=1) + "\n"
+        experiment.write_text(directory / f"{name}.json", text)
+    if _REPORT.value:
+        write_report(run, results)
+        print(f"\nreport: {_REPORT.value}")
+    print()
+    for result in results.values():
+        print(headline(result.scalars))
+
+
+def write_report(run: assembly.Run, results: dict[str, types.Result]) -> None:
+    """Write the page of a run: curves, ROC, histograms, hardest pairs, settings."""
+    log = pathlib.Path(_WORKDIR.value) / "metrics.jsonl"
+
+    def pictures(images: types.Source) -> Callable[[int], np.ndarray]:
+        return lambda i: decode.pixels(images.read(i)[0])
+
+    report.write(
+        _REPORT.value,
+        title=pathlib.Path(_WORKDIR.value).name,
+        results=results,
+        images={
+            name: pictures(evaluator.pairs.images)
+            for name, evaluator in run.evaluators.items()
+            if isinstance(evaluator, verification.Evaluator)
+        },
+        history=[json.loads(row) for row in log.read_text().splitlines()],
+        config=run.config.to_dict(),
+        environment={
+            "command": " ".join(sys.argv),
+            "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+    )
+
+
+def line(path: str) -> str:
+    """Return the evaluation set a pack is."""
+    return (
+        f"pairs_bin(path={path!r}, folds={_FOLDS.value}, names={_NAMES.value!r})"
+        "|verification"
+    )
+
+
+def headline(s: dict[str, float]) -> str:
+    """Return the one line to remember of a result."""
+    low, high = s["accuracy_low"], s["accuracy_high"]
+    interval = f"accuracy {s['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+    if "pairs" in s:
+        return f"verification {interval} on {s['pairs']:.0f} pairs, chance 0.5"
+    return f"{interval} on {s['count']:.0f} images, majority {s['majority']:.3f}"
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    cli.run(main)

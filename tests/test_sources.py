@@ -1,0 +1,244 @@
+"""What every source owes, and what folders and enrolled people owe besides."""
+
+import importlib
+import io
+import itertools
+import tarfile
+from concurrent import futures
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxface import spec
+from jaxface.data import host, ops, sources
+from jaxface.data.sources import enrolled, folder, synthetic
+
+
+def write(path, people, *, images=3):
+    """Make a folder of people; each image has a colour of its own."""
+    for k, name in enumerate(people):
+        (path / name).mkdir(parents=True)
+        for i in range(images):
+            color = (40 * k % 256, 60 * i % 256, 99)
+            Image.new("RGB", (8, 6), color).save(path / name / f"{i}.png")
+    return path
+
+
+def tar(path, root, *, mode="w"):
+    with tarfile.open(path, mode) as out:
+        out.add(root, arcname="faces")
+    return path
+
+
+def folder_source(tmp_path):
+    return folder.Source(write(tmp_path / "people", "abcd"))
+
+
+# How to make a small one of each; a new source has its line here.
+MAKE = {
+    "folder": folder_source,
+    "enrolled": lambda tmp_path: enrolled.Source(
+        folder_source(tmp_path), identity=2, negatives=2
+    ),
+    "synthetic": lambda tmp_path: synthetic.Source(
+        identities=4, per_identity=3, size=24
+    ),
+}
+
+
+def listed():
+    """Modules of the package that expose a Source."""
+    for name in spec.modules(sources):
+        module = importlib.import_module(f"{sources.__name__}.{name}")
+        if "Source" in spec.public(module):
+            yield name
+
+
+@pytest.fixture(params=list(listed()))
+def source(request, tmp_path):
+    return MAKE[request.param](tmp_path)
+
+
+def test_records_and_labels_are_what_the_contract_says(source):
+    assert source.color in ("rgb", "bgr")
+    labels = []
+    for i in range(len(source)):
+        record, label = source.read(i)
+        assert isinstance(record, bytes | np.ndarray)
+        assert isinstance(label, int)
+        assert isinstance(source.name(i), str)
+        labels.append(label)
+    assert set(labels) == set(range(source.num_classes))
+    assert len({source.name(i) for i in range(len(source))}) == len(source)
+    if hasattr(source, "labels"):
+        assert source.labels.dtype == np.int32
+        assert source.labels.tolist() == labels
+
+
+def test_threads_read_what_one_thread_reads(source):
+    wanted = [source.read(i) for i in range(len(source))]
+    with futures.ThreadPoolExecutor(4) as pool:
+        for i, (record, label) in enumerate(pool.map(source.read, range(len(source)))):
+            assert np.array_equal(record, wanted[i][0])
+            assert label == wanted[i][1]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_share_an_epoch_without_loss_or_overlap(source, hosts):
+    line, n = ops.parse("decode|resize(8)"), len(source)
+    steps = n  # of four: four epochs
+    seen = []
+    for h in range(hosts):
+        loader = host.Loader(source, line, batch_size=4, seed=0, host=h, hosts=hosts)
+        seen += [
+            (int(p), int(y))
+            for batch in itertools.islice(loader, steps)
+            for p, y in zip(batch["position"], batch["label"], strict=True)
+        ]
+        loader.close()
+    positions, labels = np.array(sorted(seen)).T
+    np.testing.assert_array_equal(positions, np.arange(4 * n))
+    wanted = sorted(source.read(i)[1] for i in range(n))
+    np.testing.assert_array_equal(np.sort(labels.reshape(4, n)), [wanted] * 4)
+
+
+def test_folder_labels_follow_sorted_names(tmp_path):
+    found = folder.Source(write(tmp_path, ["zoe", "adam", "mia"]))
+    assert found.classes == ["adam", "mia", "zoe"]
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert found.name(4) == str(tmp_path / "mia" / "1.png")
+    assert found.read(4)[0] == (tmp_path / "mia" / "1.png").read_bytes()
+
+
+def test_parts_share_nobody_and_adding_people_moves_nobody(tmp_path):
+    names = [f"p{k}" for k in range(30)]
+    write(tmp_path / "few", names[:20])
+    write(tmp_path / "many", names)
+    parts = {}
+    for size, part in itertools.product(("few", "many"), ("train", "validation")):
+        found = folder.Source(tmp_path / size, part=part, holdout=0.3)
+        parts[size, part] = set(found.classes)
+        assert found.num_classes == len(found.classes) == found.labels.max() + 1
+    for size, count in (("few", 20), ("many", 30)):
+        train, held = parts[size, "train"], parts[size, "validation"]
+        assert not train & held
+        assert len(train | held) == count
+    assert parts["few", "train"] <= parts["many", "train"]
+    assert parts["few", "validation"] <= parts["many", "validation"]
+
+
+def test_the_seed_chooses_the_split(tmp_path):
+    write(tmp_path, [f"p{k}" for k in range(20)])
+    held = {
+        tuple(folder.Source(tmp_path, part="validation", holdout=0.5, seed=s).classes)
+        for s in range(4)
+    }
+    assert len(held) == 4
+
+
+def test_other_files_are_counted_not_read(tmp_path):
+    write(tmp_path, "ab")
+    (tmp_path / "a" / ".hidden.png").write_bytes(b"x")
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "stray.jpg").write_bytes(b"x")
+    (tmp_path / "nobody").mkdir()
+    for path in (tmp_path, tar(tmp_path.parent / "others.tar", tmp_path)):
+        found = folder.Source(path)
+        assert (len(found), found.ignored, found.empty) == (6, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"part": "test"}, "'train' or 'validation'"),
+        ({"part": "train", "holdout": 0.0}, "leaves a part empty"),
+        ({"part": "train", "holdout": 1.0}, "leaves a part empty"),
+        ({"min_images": 4}, "2 identities have fewer than 4 images: a, b.*min_images"),
+    ],
+)
+def test_wrong_folder_arguments_say_what_to_do(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        folder.Source(write(tmp_path, "ab"), **options)
+
+
+def test_a_missing_or_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        folder.Source(tmp_path / "no")
+    with pytest.raises(ValueError, match="holds no images; wanted <identity>/<file>"):
+        folder.Source(tmp_path)
+
+
+def test_a_person_with_one_image_must_be_accepted_in_words(tmp_path):
+    write(tmp_path, "a", images=1)
+    with pytest.raises(ValueError, match=r"fewer than 2 images: a;.*min_images=1"):
+        folder.Source(tmp_path)
+    assert len(folder.Source(tmp_path, min_images=1)) == 1
+
+
+def test_a_tar_is_the_folder_it_was_made_of(tmp_path):
+    root = write(tmp_path / "people", "abc")
+    ours = folder.Source(root)
+    theirs = folder.Source(tar(tmp_path / "people.tar", root))
+    assert theirs.classes == ours.classes
+    assert [theirs.read(i) for i in range(9)] == [ours.read(i) for i in range(9)]
+    assert theirs.name(0) == str(tmp_path / "people.tar" / "faces/a/0.png")
+
+
+def test_links_and_escaping_names_in_a_tar_are_left_out(tmp_path):
+    path = tar(tmp_path / "x.tar", write(tmp_path / "people", "ab"))
+    with tarfile.open(path, "a") as out:
+        for name in ("faces/a/link.png", "faces/a/hard.png", "faces/../9.png"):
+            member = tarfile.TarInfo(name)
+            if "link" in name or "hard" in name:
+                member.type = tarfile.SYMTYPE if "link" in name else tarfile.LNKTYPE
+                member.linkname = "/etc/passwd"
+            out.addfile(member, io.BytesIO())
+    found = folder.Source(path)
+    assert (len(found), found.classes, found.ignored) == (6, ["a", "b"], 3)
+
+
+def test_a_compressed_or_cut_tar_is_an_error(tmp_path):
+    root = write(tmp_path / "people", "ab")
+    with pytest.raises(ValueError, match="decompress it"):
+        folder.Source(tar(tmp_path / "x.tar", root, mode="w:gz"))
+    path = tar(tmp_path / "y.tar", root)
+    last = folder.Source(path)
+    size = last.read(5)[0]
+    cut = path.read_bytes().index(size) + len(size) - 9
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(OSError, match=r"ends within b/2\.png"):
+        last.read(5)
+    with pytest.raises(ValueError, match="not a whole"):
+        folder.Source(path)
+
+
+def test_enrolled_is_one_against_the_rest(tmp_path):
+    base = folder.Source(write(tmp_path, [f"p{k}" for k in range(12)], images=10))
+    names = {}
+    for part, counts in (("train", (28, 7)), ("test", (12, 3))):
+        found = enrolled.Source(base, identity=5, part=part)
+        assert tuple(np.bincount(found.labels)) == counts
+        names[part] = {found.name(i) for i in range(len(found))}
+        own = {found.name(i) for i in np.flatnonzero(found.labels)}
+        assert own == {name for name in names[part] if "/p3/" in name}
+        assert base.classes[5] == "p3"
+    assert not names["train"] & names["test"]
+    assert len(names["train"] | names["test"]) == 50
+
+
+def test_the_seed_draws_the_negatives(tmp_path):
+    base = folder.Source(write(tmp_path, "abcdefgh"))
+    drawn = [
+        {found.name(i) for i in range(len(found))}
+        for found in (enrolled.Source(base, identity=0, seed=s) for s in (0, 0, 1))
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_enrolled_without_enough_images_says_so(tmp_path):
+    base = folder.Source(write(tmp_path, "ab"))
+    with pytest.raises(ValueError, match="fewer negatives"):
+        enrolled.Source(base, identity=0, negatives=4)
+    with pytest.raises(ValueError, match="has 0 images"):
+        enrolled.Source(base, identity=7)
