@@ -5,8 +5,8 @@
     python launch/evaluate.py --workdir=/tmp/real --step=latest
 
 `faces` is a folder or tar with one directory per person, of aligned 112-pixel faces;
-`pack` an insightface .bin. With few people a small scale and margin train; s = 64
-does not.
+`pack` an insightface .bin; without one, a tenth of the people is held out and
+verified. With few people a small scale and margin train; s = 64 does not.
 """
 
 import ml_collections
@@ -20,7 +20,17 @@ def get_config(given: str = "") -> ml_collections.ConfigDict:
         given, {"faces": "faces.tar", "pack": "", "folds": "10", "names": ""}
     )
     c = config.base()
-    c.data.source = f"folder(path={named['faces']!r})"
+    faces = f"folder(path={named['faces']!r}"
+    if named["pack"]:
+        pack = f"pairs_bin(path={named['pack']!r}, folds={named['folds']}"
+        c.data.source = f"{faces})"
+        c.eval.sets = {
+            "pack": f"{pack}, names={named['names'] or None!r})|verification"
+        }
+    else:  # hold a tenth of the people out and verify on them
+        c.data.source = f"{faces}, part='train')"
+        unseen = f"{faces}, part='validation')|pairs_sampled(count=1000, folds=5)"
+        c.eval.sets = {"unseen": f"{unseen}|verification"}
     c.data.ops = (
         "decode|random_rotate(8)|random_zoom(0.9, 1.1)|random_shift(5)|resize(64)|flip"
         "|color_jitter(0.3, 0.3, 0.3)|random_gray(0.1)|normalize"
@@ -40,10 +50,6 @@ def get_config(given: str = "") -> ml_collections.ConfigDict:
     c.optim.warmup = "20 percent"
     c.train.length = "50 epochs"
 
-    if named["pack"]:
-        names = named["names"] or None
-        pack = f"pairs_bin(path={named['pack']!r}, folds={named['folds']}"
-        c.eval.sets = {"pack": f"{pack}, names={names!r})|verification"}
     c.eval.every = "50 epochs"
     c.checkpoint.every = "5 epochs"
     c.mesh.cpu_devices = 2  # one per core: faster than one device of two cores

@@ -90,11 +90,10 @@ def tiny(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Return a copy of a recipe cut to two steps of eight images, for smoke runs."""
     c = c.copy_and_resolve_references()
     c.data.batch_size = 8
-    c.eval.batch_size = 8
     c.train.length = "2 steps"
-    c.optim.warmup = "0 steps"
+    c.optim.warmup = "1 steps"
     for part in (c.eval, c.checkpoint, c.log):
-        part.every = "1 steps"
+        part.every = "2 steps"
     return c.lock()
 
 

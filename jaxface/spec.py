@@ -149,15 +149,17 @@ def module(
         KeyError: unknown module or member, with the choices.
     """
     name, _, attribute = call.name.partition(".")
+
+    def members(name: str) -> dict[str, Callable[..., Any]]:
+        return public(importlib.import_module(f"{package.__name__}.{name}"))
+
     known = modules(package)
-    if name not in known:
-        raise unknown(kind, name, known)
-    found = importlib.import_module(f"{package.__name__}.{name}")
-    members = public(found)
-    wanted = attribute or default
-    if wanted not in members:
-        raise unknown(kind, f"{name}.{wanted}", (f"{name}.{m}" for m in members))
-    return members[wanted]
+    if name not in known or default not in members(name):
+        raise unknown(kind, name, (m for m in known if default in members(m)))
+    found, wanted = members(name), attribute or default
+    if wanted not in found:
+        raise unknown(kind, f"{name}.{wanted}", (f"{name}.{m}" for m in found))
+    return found[wanted]
 
 
 def agreed(

@@ -1,38 +1,59 @@
 """Benchmarks: one harness, one function per benchmark, a table and JSON.
 
 Law: opponents run in turn, one after another in every repeat, so that whatever the
-machine does meanwhile it does to all of them; a speed is the median over repeats, an
-accuracy the mean over folds, and the span stands beside it.
+machine does meanwhile it does to all of them. A speed is the median over repeats
+with their span, an accuracy the mean over folds with its interval over people.
 
     python launch/bench.py --what=render
-    python launch/bench.py --what=render,baselines --out=bench.json
+    python launch/bench.py --what=step --size=112 --cpu_devices=2 --out=bench.json
+    python launch/bench.py --what=baselines --workdir=quickstart-run
 
-A benchmark is a function without arguments that gives rows; `WHAT` lists them.
+A benchmark is a function that gives rows; `WHAT` lists them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import json
 import pathlib
 import platform
+import runpy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import flags, logging
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from jaxface.data.sources import synthetic
+from jaxface import assembly, cli, embed, experiment, models, parallel, spec, types
+from jaxface.data import host, pipeline
+from jaxface.data.sources import pairs_sampled, synthetic
+from jaxface.losses import softmax
+from jaxface.train import optim
+from jaxface.train import step as steps
+
+AXIS = "data"
+QUICKSTART = pathlib.Path(__file__).parent.parent / "configs" / "quickstart.py"
+MODELS = (
+    "iresnet(stages=(1, 1, 1, 1), widths=(32, 64, 128, 256), stem_stride=2, dim=128)",
+    "mobilefacenet.paper",
+)
 
 # Images uint8 [N, H, W, 3] -> embeddings float [N, D].
 Embedding = Callable[[np.ndarray], np.ndarray]
+Program = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table: a figure and the span of what it sums up."""
+    """One line of a table: a figure, its span or interval, and of how many."""
 
     name: str
     unit: str
@@ -44,7 +65,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """What runs against others: a call that does a known number of items."""
+    """A call that does a known number of items; arrays it returns are waited for."""
 
     run: Callable[[], object]
     items: int
@@ -74,7 +95,7 @@ def race(
     for turn in range(warmup + repeats):
         for name, candidate in candidates.items():
             start = clock()
-            candidate.run()
+            jax.block_until_ready(candidate.run())
             seconds = clock() - start
             if turn >= warmup:
                 rates[name].append(candidate.items / seconds)
@@ -103,21 +124,142 @@ def _renders(size: int, count: int) -> Callable[[], object]:
     return lambda: [source.read(i) for i in range(count)]
 
 
-def baselines() -> list[Row]:
-    """Verification accuracy of what needs no training net, on unseen people."""
-    train = synthetic.Source(identities=300, per_identity=5, size=56)
-    test = synthetic.Source(identities=400, per_identity=5, size=56, start=10**6)
-    return verify(simple_embeddings(train), test)
+def step(lines: Sequence[str], *, batch: int, size: int, classes: int) -> list[Row]:
+    """Images a second of training and of evaluation, on all devices.
+
+    Args:
+        lines: models, such as "mobilefacenet.paper".
+        batch: images over all devices, and there already: no input is read.
+        size: height and width of an image in pixels.
+        classes: C of the head.
+
+    Returns:
+        For every model the seconds to compile its train step and its forward pass,
+        then the speeds of both, all raced against each other.
+
+    Raises:
+        KeyError: an unknown model.
+        ValueError: a batch that the devices cannot share evenly.
+    """
+    mesh = parallel.make_mesh(axis=AXIS)
+    if batch % mesh.size:
+        raise ValueError(f"{mesh.size} devices cannot share {batch} images evenly")
+    data = parallel.put_batch(_batch(batch, size, classes), mesh=mesh, axis=AXIS)
+    images = data["image"]
+    compiles: list[Row] = []
+    candidates: dict[str, Candidate] = {}
+    for line in lines:
+        call = spec.parse_one(line)
+        make = spec.module(models, call, kind="model", default="Model")
+        model = spec.bind(make, call)()
+        train, state = _train_step(model, mesh=mesh, data=data, classes=classes)
+        forward = embed.compile_forward(model.apply, mesh=mesh, axis=AXIS)
+        variables = jax.tree.map(jnp.copy, state.variables)  # training donates its own
+        train, train_row = _compiled(f"train {line}", train, state, data)
+        forward, forward_row = _compiled(f"forward {line}", forward, variables, images)
+        compiles += [train_row, forward_row]
+        passing = functools.partial(forward, variables, images)
+        candidates[f"train {line}"] = Candidate(_training(train, state, data), batch)
+        candidates[f"forward {line}"] = Candidate(passing, batch)
+    return compiles + race(candidates, unit="images/s")
 
 
-# --- verification of simple embeddings ------------------------------------------------
+def baselines(config: ml_collections.ConfigDict, *, workdir: str = "") -> list[Row]:
+    """Verification accuracy of simple embeddings and nets on a config's sets.
+
+    Args:
+        config: names the pairs, the net, and the training images that simple
+            embeddings are fitted on.
+        workdir: of a run trained with that config; its best checkpoint joins in.
+
+    Raises:
+        ValueError: a config without sets.
+        FileNotFoundError: no checkpoint in workdir.
+    """
+    run = assembly.build(config)
+    if not run.evaluators:
+        raise ValueError("nothing to verify: the config has no eval.sets")
+
+    def verify(embedding: Embedding) -> dict[str, types.Result]:
+        def embed_all(source: types.Source) -> np.ndarray:
+            return embedding(_pixels(run, source))
+
+        return {name: e.run(embed_all) for name, e in run.evaluators.items()}
+
+    few = np.unique(np.linspace(0, len(run.source) - 1, 1500).astype(int))
+    train = _pixels(run, pairs_sampled.Subset(run.source, few))
+    found = {name: verify(e) for name, e in simple_embeddings(train).items()}
+    found["untrained net"] = run.evaluate(run.first_state())
+    if workdir:
+        _, found["trained net"] = experiment.evaluate(run, workdir, step="best")
+    return [
+        _accuracy(name, place, result.scalars)
+        for name, results in found.items()
+        for place, result in results.items()
+    ]
 
 
-def simple_embeddings(train: synthetic.Source) -> dict[str, Embedding]:
-    """Return the baselines by name; what has to be fitted is fitted on `train`."""
-    images = _images(train)
-    mean = images.mean(0)
-    principal = pca(hog(images), keep=128)
+# --- the train step -------------------------------------------------------------------
+
+
+def _train_step(
+    model: Any, *, mesh: Mesh, data: types.Batch, classes: int
+) -> tuple[parallel.Step, steps.TrainState]:
+    """Return (the jitted step, its first state on the mesh)."""
+    loss = softmax.Loss(num_classes=classes, margin="cosface(m=0.2)", scale=24.0)
+    tx = optim.sgd(lr=lambda _: 1e-3)
+    shape = data["image"].shape[1:]
+    init = functools.partial(
+        steps.init_state, model, loss, tx, seed=0, shape=shape, num_classes=classes
+    )
+    specs = parallel.state_specs(jax.eval_shape(init), axis=AXIS)
+    state = jax.jit(init, out_shardings=parallel.shardings(specs, mesh))()
+    jitted = parallel.compile_step(
+        steps.make_grads(model, loss, axis=AXIS),
+        steps.make_update(tx),
+        specs=specs,
+        grad_specs={"params": P(), "head": P(AXIS), "margin": P()},
+        mesh=mesh,
+        axis=AXIS,
+    )
+    return jitted, state
+
+
+def _batch(batch: int, size: int, classes: int) -> types.Batch:
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.uniform(-1, 1, (batch, size, size, 3)).astype(np.float32),
+        "label": rng.integers(classes, size=batch, dtype=np.int32),
+        "position": np.arange(batch, dtype=np.uint32),
+    }
+
+
+def _compiled(name: str, jitted: Any, *args: Any) -> tuple[Program, Row]:
+    """Return (the program for these arguments, seconds to trace and compile it)."""
+    begun = time.perf_counter()
+    program = jitted.lower(*args).compile()
+    seconds = time.perf_counter() - begun
+    return program, Row(f"compile {name}", "s", seconds, seconds, seconds, 1)
+
+
+def _training(program: Program, state: Any, data: types.Batch) -> Program:
+    """Return a call that does the next step; each consumes the state before it."""
+
+    def run() -> steps.TrainState:
+        nonlocal state
+        state, _ = program(state, data)
+        return state
+
+    return run
+
+
+# --- simple embeddings ----------------------------------------------------------------
+
+
+def simple_embeddings(train: np.ndarray) -> dict[str, Embedding]:
+    """Return the baselines by name, fitted on images [N, H, W, 3] uint8."""
+    mean = train.mean(0)
+    principal = pca(hog(train), keep=128)
     return {
         "mean colour": lambda x: x.mean((1, 2)) - 127.5,
         "mean-centred pixels": lambda x: (x - mean).reshape(len(x), -1),
@@ -125,68 +267,17 @@ def simple_embeddings(train: synthetic.Source) -> dict[str, Embedding]:
     }
 
 
-def verify(
-    embeddings: dict[str, Embedding],
-    test: synthetic.Source,
-    *,
-    pairs: int = 2000,
-    folds: int = 10,
-    seed: int = 0,
-) -> list[Row]:
-    """Score balanced pairs by cosine and give the accuracy over folds.
-
-    Args:
-        embeddings: name -> function of images.
-        test: people no embedding was fitted on.
-        pairs: how many, half of them genuine.
-        folds: they share no person.
-        seed: which pairs.
-    """
-    left, right, same, fold = _pairs(test, pairs=pairs, folds=folds, seed=seed)
-    images = _images(test)
-    rows = []
-    for name, embed in embeddings.items():
-        e = embed(images)
-        e = e / np.linalg.norm(e, axis=1, keepdims=True)
-        scores = np.sum(e[left] * e[right], axis=1)
-        a = _fold_accuracies(scores, same, fold)
-        row = Row(name, "accuracy", statistics.mean(a), min(a), max(a), len(a))
-        rows.append(row)
-    return rows
+def _pixels(run: assembly.Run, source: types.Source) -> np.ndarray:
+    """Return all images as the net sees them but for its scale, uint8."""
+    unscaled = pipeline.Pipeline(run.eval_pipeline.ops[:-1])  # the last normalises
+    size = run.config.eval.batch_size
+    batches = host.batches_once(source, unscaled, batch_size=size)
+    return np.concatenate([b["image"][b["mask"]] for b in batches])
 
 
-def _images(source: synthetic.Source) -> np.ndarray:
-    return np.stack([source.read(i)[0] for i in range(len(source))])
-
-
-def _pairs(
-    source: synthetic.Source, *, pairs: int, folds: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return [N] left, right, same and fold; a fold's people are its own."""
-    rng = np.random.default_rng(seed)
-    same = np.arange(pairs) % 2 == 0
-    fold = np.arange(pairs) * folds // pairs
-    crowd = source.identities // folds
-    a, b = (fold * crowd + rng.integers(crowd, size=(2, pairs))).reshape(2, pairs)
-    b = np.where(same, a, np.where(a == b, fold * crowd + (b + 1) % crowd, b))
-    n = source.per_identity
-    i = rng.integers(n, size=pairs)
-    j = (i + 1 + rng.integers(n - 1, size=pairs)) % n  # another picture
-    return a * n + i, b * n + j, same, fold
-
-
-def _fold_accuracies(
-    scores: np.ndarray, same: np.ndarray, fold: np.ndarray
-) -> list[float]:
-    """Accuracy on every fold at the threshold that is best on all the others."""
-    found = []
-    for k in np.unique(fold):
-        rest, held = fold != k, fold == k
-        order = np.argsort(-scores[rest])
-        gain = np.cumsum(np.where(same[rest][order], 1, -1))
-        threshold = scores[rest][order][np.argmax(gain)]
-        found.append(float(np.mean((scores[held] >= threshold) == same[held])))
-    return found
+def _accuracy(name: str, place: str, scalars: dict[str, float]) -> Row:
+    value, low, high = (scalars[f"accuracy{end}"] for end in ("", "_low", "_high"))
+    return Row(name, f"accuracy on {place}", value, low, high, int(scalars["pairs"]))
 
 
 def hog(images: np.ndarray, *, cell: int = 8, bins: int = 9) -> np.ndarray:
@@ -219,7 +310,7 @@ def hog(images: np.ndarray, *, cell: int = 8, bins: int = 9) -> np.ndarray:
 
 
 def pca(features: np.ndarray, *, keep: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit whitened principal components on [N, D]; return the projection."""
+    """Fit the first whitened principal components on [N, D]; return the projection."""
     mean = features.mean(0)
     _, spread, axes = np.linalg.svd(features - mean, full_matrices=False)
     whiten = (axes[:keep] / spread[:keep, None]).T
@@ -228,7 +319,30 @@ def pca(features: np.ndarray, *, keep: int) -> Callable[[np.ndarray], np.ndarray
 
 # --- the program ----------------------------------------------------------------------
 
-WHAT: dict[str, Callable[[], list[Row]]] = {"render": render, "baselines": baselines}
+_WHAT = flags.DEFINE_list("what", None, "render, step, baselines.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Write the figures to this JSON file as well.")
+_CPU_DEVICES = flags.DEFINE_integer("cpu_devices", 0, "Split the CPU; 0: whole.")
+_MODEL = flags.DEFINE_multi_string("model", MODELS, "step: the networks.")
+_BATCH = flags.DEFINE_integer("batch", 32, "step: images.", lower_bound=1)
+_SIZE = flags.DEFINE_integer("size", 56, "step: pixels a side.", lower_bound=1)
+_CLASSES = flags.DEFINE_integer("classes", 1000, "step: of the head.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "baselines: a trained run; without one, the untrained quickstart."
+)
+
+
+WHAT: dict[str, Callable[[], list[Row]]] = {
+    "render": render,
+    "step": lambda: step(
+        _MODEL.value, batch=_BATCH.value, size=_SIZE.value, classes=_CLASSES.value
+    ),
+    "baselines": lambda: baselines(
+        experiment.saved_config(_WORKDIR.value)
+        if _WORKDIR.value
+        else runpy.run_path(str(QUICKSTART))["get_config"](),
+        workdir=_WORKDIR.value,
+    ),
+}
 
 
 def choose(names: Sequence[str]) -> dict[str, Callable[[], list[Row]]]:
@@ -239,50 +353,47 @@ def choose(names: Sequence[str]) -> dict[str, Callable[[], list[Row]]]:
     """
     for name in names:
         if name not in WHAT:
-            near = difflib.get_close_matches(name, WHAT, n=1)
-            hint = f" did you mean {near[0]!r}?" if near else ""
-            known = ", ".join(WHAT)
-            raise KeyError(f"benchmark {name!r} unknown;{hint} known: {known}")
+            raise spec.unknown("benchmark", name, WHAT)
     return {name: WHAT[name] for name in names}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Lay rows out for people."""
-    wide = max(len(r.name) for r in rows)
+    """Lay rows out for people; names come last, for a model's may be long."""
+    wide = max(len(r.unit) for r in rows)
+    spans = [f"[{r.low:.4g}, {r.high:.4g}] of {r.count}" for r in rows]
     return "\n".join(
-        f"{r.name:<{wide}}  {r.value:>9.4g} {r.unit}"
-        f"  [{r.low:.4g}, {r.high:.4g}] of {r.count}"
-        for r in rows
+        f"{r.value:>9.4g} {r.unit:<{wide}}  {span:<{max(map(len, spans))}}  {r.name}"
+        for r, span in zip(rows, spans, strict=True)
     )
 
 
 def report(found: dict[str, list[Row]]) -> dict[str, object]:
     """Return what goes to JSON: the rows of every benchmark, and the machine."""
+    devices = jax.devices()
     return {
         "machine": platform.platform(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "jax": jax.__version__,
         "benchmarks": {
             name: [dataclasses.asdict(r) for r in rows] for name, rows in found.items()
         },
     }
 
 
-_WHAT = flags.DEFINE_list("what", None, f"benchmarks: {', '.join(WHAT)}", required=True)
-_OUT = flags.DEFINE_string("out", None, "write the figures to this JSON file as well")
-
-
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Run what was asked for and print it."""
-    del argv
+    cli.log_to_stderr(logging.WARNING)
+    parallel.start(cpu_devices=_CPU_DEVICES.value)
     found = {}
     for name, benchmark in choose(_WHAT.value).items():
         found[name] = benchmark()
         print(f"{name}\n{table(found[name])}\n", flush=True)
     if _OUT.value:
-        text = json.dumps(report(found), indent=2)
-        pathlib.Path(_OUT.value).write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(report(found), indent=2) + "\n"
+        experiment.write_text(pathlib.Path(_OUT.value), text)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

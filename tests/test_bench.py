@@ -6,10 +6,13 @@ import pathlib
 
 import numpy as np
 import pytest
+import tiny
 
-from jaxface.data.sources import synthetic
+from jaxface import assembly, experiment, parallel
+from jaxface.models import iresnet
 
 LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
+SIMPLE = ["mean colour", "mean-centred pixels", "HOG + PCA"]
 
 
 @pytest.fixture
@@ -47,9 +50,8 @@ def test_json_and_table_hold_every_row(bench):
         "high": 3.0,
         "count": 7,
     }
-    assert [line.split()[:3] for line in bench.table(rows).splitlines()] == [
-        ["one", "2.5", "images/s"],
-        ["two", "2.5", "images/s"],
+    assert [line.split() for line in bench.table(rows).splitlines()] == [
+        ["2.5", "images/s", "[2,", "3]", "of", "7", name] for name in ("one", "two")
     ]
 
 
@@ -59,34 +61,61 @@ def test_an_unknown_benchmark_lists_the_choices(bench):
         bench.choose(["rendr"])
 
 
-def test_folds_share_no_person_and_pairs_no_image(bench):
-    source = synthetic.Source(identities=30, per_identity=3, size=16)
-    left, right, same, fold = bench._pairs(source, pairs=600, folds=10, seed=0)
-    np.testing.assert_array_equal(left // 3 == right // 3, same)
-    assert same.mean() == 0.5
-    assert np.all(left != right)
-    for side in (left, right):
-        np.testing.assert_array_equal(side // 3 // 3, fold)
+def test_a_model_is_compiled_trained_and_passed(bench):
+    net = "iresnet(stages=(1,), widths=(4,), dim=8)"
+    rows = bench.step([net], batch=8, size=16, classes=10)
+    assert [(row.name, row.unit) for row in rows] == [
+        (f"compile train {net}", "s"),
+        (f"compile forward {net}", "s"),
+        (f"train {net}", "images/s"),
+        (f"forward {net}", "images/s"),
+    ]
+    for row in rows:
+        assert 0 < row.low <= row.value <= row.high, row
 
 
-def test_fold_accuracy_takes_its_threshold_from_the_others(bench):
-    fold = np.repeat([0, 1], 4)
-    same = np.tile([True, True, False, False], 2)
-    clear = np.array([0.9, 0.8, 0.2, 0.1] * 2)
-    assert bench._fold_accuracies(clear, same, fold) == [1, 1]
-    # Each fold is separable, but not at the threshold of the other.
-    moved = clear + np.repeat([0, 5], 4)
-    assert bench._fold_accuracies(moved, same, fold) == [0.5, 0.5]
+def test_a_timed_step_goes_on_from_the_one_before(bench):
+    mesh = parallel.make_mesh(axis="data")
+    data = parallel.put_batch(bench._batch(8, 16, 10), mesh=mesh, axis="data")
+    net = iresnet.Model(stages=(1,), widths=(4,), dim=8)
+    program, state = bench._train_step(net, mesh=mesh, data=data, classes=10)
+    run = bench._training(program, state, data)
+    assert [int(run().step) for _ in range(3)] == [1, 2, 3]
+    assert state.step.is_deleted()  # donated: two copies would need twice the memory
 
 
-def test_verification_knows_the_perfect_and_the_blind(bench):
-    test = synthetic.Source(identities=20, per_identity=3, size=16)
-    labels = np.repeat(np.eye(20), 3, axis=0)
-    noise = np.random.default_rng(0).normal(size=(60, 8))
-    embeddings = {"perfect": lambda x: labels, "blind": lambda x: noise}
-    perfect, blind = bench.verify(embeddings, test, pairs=800)
-    assert perfect.value == 1
-    assert 0.4 < blind.value < 0.6
+def test_step_refuses_what_devices_cannot_share(bench):
+    with pytest.raises(ValueError, match="8 devices cannot share 12 images evenly"):
+        bench.step(["iresnet"], batch=12, size=16, classes=10)
+
+
+def test_baselines_judge_all_on_the_same_pairs(bench, tmp_path):
+    c = tiny.recipe()
+    c.data.source = "synthetic(identities=40, per_identity=2, size=16)"
+    c.train.length = "5 steps"
+    run = assembly.build(c)
+    experiment.train(run, tmp_path / "run")
+    rows = bench.baselines(c, workdir=str(tmp_path / "run"))
+    assert [row.name for row in rows] == [*SIMPLE, "untrained net", "trained net"]
+    _, results = experiment.evaluate(run, tmp_path / "run")
+    want = (run.evaluate(run.first_state())["unseen"], results["unseen"])
+    assert [row.value for row in rows[3:]] == [r.scalars["accuracy"] for r in want]
+    for row in rows:
+        assert 0 <= row.low <= row.value <= row.high <= 1, row
+        assert (row.unit, row.count) == ("accuracy on unseen", 40)
+
+
+def test_simple_embeddings_see_the_pixels_of_the_source(bench):
+    run = assembly.build(tiny.recipe())
+    images = np.stack([run.source.read(i)[0] for i in range(len(run.source))])
+    np.testing.assert_array_equal(bench._pixels(run, run.source), images)
+
+
+def test_baselines_want_a_set(bench):
+    c = tiny.recipe()
+    c.eval.sets, c.checkpoint.best = {}, ""
+    with pytest.raises(ValueError, match=r"nothing to verify.*no eval.sets"):
+        bench.baselines(c)
 
 
 def test_hog_sees_direction_and_not_brightness(bench):
@@ -109,9 +138,11 @@ def test_pca_of_a_line_finds_the_line(bench):
 @pytest.mark.slow
 def test_simple_baselines_cannot_tell_rendered_people_apart(bench):
     # The law of the default data: hard for pixels, histograms and colours.
-    train = synthetic.Source(identities=150, per_identity=4, size=56)
-    test = synthetic.Source(identities=200, per_identity=4, size=56, start=5000)
-    rows = bench.verify(bench.simple_embeddings(train), test, pairs=1000)
-    assert [row.name for row in rows][1:] == ["mean-centred pixels", "HOG + PCA"]
+    c = tiny.recipe()
+    c.data.source = "synthetic(identities=150, per_identity=4, size=56)"
+    unseen = "synthetic(identities=200, per_identity=4, size=56, start=5000)"
+    c.eval.sets = {"unseen": f"{unseen}|pairs_sampled(count=1000)|verification"}
+    rows = bench.baselines(c)
+    assert [row.name for row in rows] == [*SIMPLE, "untrained net"]
     for row in rows:
         assert 0.45 < row.value < 0.75, row

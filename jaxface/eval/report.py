@@ -66,7 +66,7 @@ def write(
             listed where they hold correct, left and right, too.
         images: name of the set -> function of an index in left or right, giving its
             picture, uint8 [H, W, 3] RGB. Sets not named show no pictures.
-        history: rows with "step", and "loss", "accuracy" or "eval/NAME/accuracy"
+        history: rows with "step", and "loss", "accuracy" or "NAME/accuracy"
             (and its `_low`, `_high`) where they were measured.
         config: settings, may be nested.
         environment: versions, device, command.
@@ -141,7 +141,7 @@ def _table(scalars: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
 def _curves(history: Sequence[Mapping[str, float]]) -> Iterator[str]:
     """Yield the loss curve and the accuracy curves, where there are any."""
     names = sorted({key for row in history for key in row})
-    measured = [n for n in names if n.startswith("eval/") and n.endswith("/accuracy")]
+    measured = [n for n in names if n.endswith("/accuracy")]
     for title, keys in (
         ("Training loss", [n for n in names if n == "loss"]),
         ("Accuracy", [n for n in names if n == "accuracy"] + measured),
@@ -151,7 +151,7 @@ def _curves(history: Sequence[Mapping[str, float]]) -> Iterator[str]:
         page, axes = _axes(title, x="step", y="")
         for key in keys:
             step, value = _series(history, key)
-            label = key.split("/")[1] if "/" in key else "training"
+            label = key.split("/")[0] if "/" in key else "training"
             dots = "o" if len(step) <= 40 else ""
             (line,) = axes.plot(step, value, marker=dots, ms=3.5, lw=1.4, label=label)
             low, high = (_series(history, key + end)[1] for end in ("_low", "_high"))
