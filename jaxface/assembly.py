@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxface import config, embed, losses, models, parallel, spec
@@ -28,48 +29,83 @@ from jaxface import eval as protocols
 from jaxface.data import host, ops, pipeline, sources
 from jaxface.train import optim, schedules
 from jaxface.train import step as steps
-from jaxface.types import Batch, Batches, Evaluator, Result, Source
+from jaxface.types import Batch, Batches, Evaluator, Loss, Result, Source
 
 AXIS = "data"
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything a config names, resolved and bound, before any training.
+    """Everything a config names, resolved and bound.
+
+    What only training needs (the training images first of all) is made when it is
+    asked for, so that a checkpoint can be evaluated where they are not.
 
     Attributes:
         config: what it was built from.
-        source: the training images.
-        pipeline: their preprocessing.
+        pipeline: preprocessing in training.
         eval_pipeline: preprocessing in evaluation.
         evaluators: by the name of the set.
-        loss: the head and its loss.
-        tx: optimizer.
-        schedule: updates done -> learning rate.
-        total: steps of the whole run.
         mesh: the devices.
+        make_model: backbone, still without dtype and axis.
+        make_loss: head and loss, still without classes.
+        make_tx: optimizer, still without a schedule.
+        make_schedule: schedule, still without lengths.
     """
 
     config: ml_collections.ConfigDict
-    source: Source
     pipeline: pipeline.Pipeline
     eval_pipeline: pipeline.Pipeline
     evaluators: Mapping[str, Evaluator]
-    make_model: Callable[..., Any]
-    loss: Any
-    tx: Any
-    schedule: Callable[[Any], Any]
-    total: int
     mesh: Mesh
+    make_model: Callable[..., Any]
+    make_loss: Callable[..., Any]
+    make_tx: Callable[..., Any]
+    make_schedule: Callable[..., Any]
 
-    def every(self, duration: str) -> int:
-        """Return a duration of the config in steps."""
+    @functools.cached_property
+    def source(self) -> Source:
+        """The training images."""
+        return flow(self.config.data.source)
+
+    def steps(self, duration: str, *, total: int | None = None) -> int:
+        """Return a duration of the config in steps; percent are of `total`."""
         return config.steps(
             duration,
             batch_size=self.config.data.batch_size,
             examples=len(self.source),
-            total=self.total,
+            total=total,
         )
+
+    @functools.cached_property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.steps(self.config.train.length)
+
+    def every(self, duration: str) -> int:
+        """Return a period of the config in steps."""
+        return self.steps(duration, total=self.total)
+
+    @functools.cached_property
+    def schedule(self) -> Callable[[Any], Any]:
+        """Updates done -> learning rate."""
+        c = self.config.optim
+        return self.make_schedule(
+            peak=c.lr, warmup_steps=self.every(c.warmup), total_steps=self.total
+        )
+
+    @functools.cached_property
+    def tx(self) -> Any:
+        """The optimizer."""
+        return self.make_tx(lr=self.schedule)
+
+    @functools.cached_property
+    def loss(self) -> Loss:
+        """The head and its loss."""
+        given: dict[str, Any] = {"num_classes": self.source.num_classes}
+        if _takes_margin(self.make_loss):
+            given["margin"] = self.config.loss.margin
+        return self.make_loss(**given)
 
     @functools.cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -167,11 +203,20 @@ class Run:
             apply = embed.flip_sum(apply)
         return embed.compile_forward(apply, mesh=self.mesh, axis=AXIS)
 
-    def evaluate(self, state: steps.TrainState) -> dict[str, Result]:
-        """Run every evaluator on a state."""
+    def abstract_variables(self, shape: tuple[int, int, int]) -> Any:
+        """The network's shapes with shardings, for images [H, W, 3] of that shape."""
+        images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0), images)
+        whole = NamedSharding(self.mesh, P())
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
+        )
+
+    def evaluate(self, variables: Any) -> dict[str, Result]:
+        """Run every evaluator on the network with these variables."""
         embedder = embed.make_embed(
             self.forward,
-            state.variables,
+            variables,
             mesh=self.mesh,
             axis=AXIS,
             one_pass=functools.partial(
@@ -183,8 +228,12 @@ class Run:
         return {name: e.run(embedder) for name, e in self.evaluators.items()}
 
 
-def build(c: ml_collections.ConfigDict) -> Run:
+def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
     """Resolve and check a whole config; the first device work is the mesh.
+
+    Args:
+        c: the config.
+        for_training: False leaves out all that needs the training images.
 
     Raises:
         KeyError: an unknown model, loss, margin, op, source, ... with the nearest.
@@ -192,38 +241,21 @@ def build(c: ml_collections.ConfigDict) -> Run:
         FileNotFoundError: missing data.
     """
     config.validate(c)
-    make_model = _bound(models, c.model.name, kind="model", default="Model")
-    make_loss = _bound(losses, c.loss.name, kind="loss", default="Loss")
-    train_line, eval_line = ops.parse(c.data.ops), ops.parse(c.data.eval_ops)
-    make_tx = _member(optim, c.optim.name, kind="optimizer")
-    make_schedule = _member(schedules, c.optim.schedule, kind="schedule")
-    source = flow(c.data.source)
-    evaluators = {name: flow(line) for name, line in c.eval.sets.items()}
-    _check_input(make_model(), train_line, eval_line)
-
-    count = functools.partial(
-        config.steps, batch_size=c.data.batch_size, examples=len(source)
-    )
-    total = count(c.train.length)
-    schedule = make_schedule(
-        peak=c.optim.lr,
-        warmup_steps=count(c.optim.warmup, total=total),
-        total_steps=total,
-    )
     run = Run(
         config=c,
-        source=source,
-        pipeline=train_line,
-        eval_pipeline=eval_line,
-        evaluators=evaluators,
-        make_model=make_model,
-        loss=_with_margin(make_loss, c, num_classes=source.num_classes),
-        tx=make_tx(lr=schedule),
-        schedule=schedule,
-        total=total,
+        pipeline=ops.parse(c.data.ops),
+        eval_pipeline=ops.parse(c.data.eval_ops),
+        evaluators={name: flow(line) for name, line in c.eval.sets.items()},
         mesh=_make_mesh(c),
+        make_model=_bound(models, c.model.name, kind="model", default="Model"),
+        make_loss=_bound(losses, c.loss.name, kind="loss", default="Loss"),
+        make_tx=_member(optim, c.optim.name, kind="optimizer"),
+        make_schedule=_member(schedules, c.optim.schedule, kind="schedule"),
     )
-    _check_fit(run)
+    _check_input(run)
+    _check_mesh(run)
+    if for_training:
+        _check_training(run)
     return run
 
 
@@ -270,15 +302,8 @@ def _member(module: Any, line: str, *, kind: str) -> Any:
     return spec.bind(spec.member(module, call, kind=kind), call)
 
 
-def _with_margin(make_loss: Any, c: Any, *, num_classes: int) -> Any:
-    if "margin" in make_loss.func.__dataclass_fields__:
-        return make_loss(num_classes=num_classes, margin=c.loss.margin)
-    if c.loss.margin:
-        raise ValueError(
-            f"loss {c.loss.name!r} takes no margin, got {c.loss.margin!r};"
-            ' set config.loss.margin = ""'
-        )
-    return make_loss(num_classes=num_classes)
+def _takes_margin(make_loss: Any) -> bool:
+    return "margin" in make_loss.func.__dataclass_fields__
 
 
 def _make_mesh(c: ml_collections.ConfigDict) -> Mesh:
@@ -289,36 +314,10 @@ def _make_mesh(c: ml_collections.ConfigDict) -> Mesh:
     return parallel.make_mesh(axis=AXIS, devices=devices[:n])
 
 
-def _check_fit(run: Run) -> None:
-    c, n = run.config, run.mesh.size
-    for key in ("data.batch_size", "eval.batch_size"):
-        if config.get(c, key) % n:
-            raise ValueError(
-                f"{key} is {config.get(c, key)}, which {n} devices cannot share"
-                f" evenly; wanted a multiple of {n}, or --config.mesh.devices=1"
-            )
-    if 1024 % n:
-        raise ValueError(f"{n} devices cannot share classes; wanted a divisor of 1024")
-    if c.mesh.how == "pmap" and not getattr(
-        getattr(optim, spec.parse_one(c.optim.name).name), "elementwise", False
-    ):
-        raise ValueError(
-            f"mesh.how='pmap' needs an element-wise optimizer, got {c.optim.name!r}"
-        )
-    save, look = run.every(c.checkpoint.every), run.every(c.eval.every)
-    if c.checkpoint.best and save % look:
-        raise ValueError(
-            f"checkpoint.best needs every checkpoint evaluated: checkpoint.every is"
-            f" {save} steps, eval.every {look}; make one a multiple of the other"
-        )
-    name = c.checkpoint.best.removeprefix("-").partition("/")[0]
-    if name and name not in run.evaluators:
-        raise spec.unknown("checkpoint.best: evaluation set", name, run.evaluators)
-
-
-def _check_input(model: Any, *lines: pipeline.Pipeline) -> None:
-    """Refuse preprocessing that gives a network what it was not made for."""
-    for line in lines:
+def _check_input(run: Run) -> None:
+    """Refuse preprocessing that gives the network what it was not made for."""
+    model = run.model
+    for line in (run.pipeline, run.eval_pipeline):
         if line.color != model.color:
             raise ValueError(
                 f"the preprocessing gives {line.color}, the model wants"
@@ -330,3 +329,38 @@ def _check_input(model: Any, *lines: pipeline.Pipeline) -> None:
                 f" wants mean={model.mean}, std={model.std}; end the line with"
                 f" normalize(mean={model.mean}, std={model.std})"
             )
+
+
+def _check_mesh(run: Run) -> None:
+    c, n = run.config, run.mesh.size
+    for key in ("data.batch_size", "eval.batch_size"):
+        if config.get(c, key) % n:
+            raise ValueError(
+                f"{key} is {config.get(c, key)}, which {n} devices cannot share"
+                f" evenly; wanted a multiple of {n}, or --config.mesh.devices=1"
+            )
+    if 1024 % n:
+        raise ValueError(f"{n} devices cannot share classes; wanted a divisor of 1024")
+    if c.mesh.how == "pmap" and not run.make_tx.func.elementwise:
+        raise ValueError(
+            f"mesh.how='pmap' needs an element-wise optimizer, got {c.optim.name!r}"
+        )
+
+
+def _check_training(run: Run) -> None:
+    c = run.config
+    if c.loss.margin and not _takes_margin(run.make_loss):
+        raise ValueError(
+            f"loss {c.loss.name!r} takes no margin, got {c.loss.margin!r};"
+            ' set config.loss.margin = ""'
+        )
+    _ = run.loss, run.tx  # opens the training images, binds what is left
+    save, look = run.every(c.checkpoint.every), run.every(c.eval.every)
+    if c.checkpoint.best and save % look:
+        raise ValueError(
+            f"checkpoint.best needs every checkpoint evaluated: checkpoint.every is"
+            f" {save} steps, eval.every {look}; make one a multiple of the other"
+        )
+    name = c.checkpoint.best.removeprefix("-").partition("/")[0]
+    if name and name not in run.evaluators:
+        raise spec.unknown("checkpoint.best: evaluation set", name, run.evaluators)

@@ -61,7 +61,7 @@ def open_manager(
         cleanup_tmp_directories=create,
     )
     handlers = {
-        "state": ocp.StandardCheckpointHandler(),
+        "state": ocp.PyTreeCheckpointHandler(),
         "about": ocp.JsonCheckpointHandler(),
     }
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
@@ -73,6 +73,7 @@ def save(
     state: Any,
     *,
     position: int,
+    shape: tuple[int, int, int],
     config_text: str,
     metrics: dict[str, float] | None = None,
 ) -> None:
@@ -83,14 +84,20 @@ def save(
         step: updates done.
         state: tree of arrays.
         position: examples drawn from the stream, the whole state of the data.
+        shape: (H, W, 3) of the images the network was made for.
         config_text: what `config.dumps` gave.
         metrics: what "best" is chosen by.
     """
-    about = {"format": configs.FORMAT, "position": position, "config": config_text}
+    about = {
+        "format": configs.FORMAT,
+        "position": position,
+        "shape": list(shape),
+        "config": config_text,
+    }
     manager.save(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+            state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about)
         ),
         metrics=metrics,
         force=True,
@@ -98,7 +105,7 @@ def save(
 
 
 def about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """Read a step's format, position and config text.
+    """Read a step's format, position, image shape and config text.
 
     Raises:
         ValueError: it was written by a newer version.
@@ -113,19 +120,24 @@ def about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     return facts
 
 
-def restore(manager: ocp.CheckpointManager, step: int, *, like: Any) -> Any:
+def restore(
+    manager: ocp.CheckpointManager, step: int, *, like: Any, part: bool = False
+) -> Any:
     """Restore a step's state.
 
     Args:
         manager: from `open_manager`.
         step: which.
         like: tree of `jax.ShapeDtypeStruct` with shardings, of any mesh.
+        part: `like` is a dict of some of the state's fields; the others stay on disk.
 
     Raises:
         ValueError: the checkpoint's arrays are not those of `like`, listed.
     """
     saved = _shapes(manager.item_metadata(step)["state"])
     wanted = _shapes(like)
+    if part:
+        saved = {k: v for k, v in saved.items() if k.partition("/")[0] in like}
     wrong = [
         f"{name}: saved {saved.get(name)}, here {wanted.get(name)}"
         for name in sorted(saved.keys() | wanted.keys())
@@ -137,10 +149,12 @@ def restore(manager: ocp.CheckpointManager, step: int, *, like: Any) -> Any:
             f"checkpoint {manager.directory}/{step} is of another model,"
             f" {len(wrong)} arrays differ: {shown}"
         )
-    found = manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    args = ocp.args.PyTreeRestore(
+        item=like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=part,
     )
-    return found["state"]
+    return manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
 
 def find(manager: ocp.CheckpointManager, which: str) -> int:

@@ -52,11 +52,17 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
     def save(done: int, state: Any, scalars: dict[str, float] | None) -> None:
         position = done * c.data.batch_size
         checkpoint.save(
-            manager, done, state, position=position, config_text=text, metrics=scalars
+            manager,
+            done,
+            state,
+            position=position,
+            shape=run.shape,
+            config_text=text,
+            metrics=scalars,
         )
 
     def evaluate(state: Any) -> dict[str, float]:
-        return scalars_of(run.evaluate(state))
+        return scalars_of(run.evaluate(state.variables))
 
     begun = time.monotonic()
     with (
@@ -103,7 +109,7 @@ def evaluate(
     """Restore a checkpoint and run the config's evaluators on it.
 
     Args:
-        run: built from the config that `saved_config` returns.
+        run: built from what `saved_config` returns; no training images are needed.
         workdir: of the training run.
         step: "latest", "best" or a number.
 
@@ -112,9 +118,14 @@ def evaluate(
     """
     with _reader(workdir, run.config) as manager:
         found = checkpoint.find(manager, step)
-        checkpoint.about(manager, found)  # refuses a newer format
-        state = checkpoint.restore(manager, found, like=run.abstract)
-    return found, run.evaluate(state)
+        shape = tuple(checkpoint.about(manager, found)["shape"])
+        like = run.abstract_variables(shape)
+        # An average of the parameters is what was evaluated in training too.
+        name = "ema" if run.config.optim.ema > 0 else "params"
+        kept = checkpoint.restore(
+            manager, found, like=like | {name: like["params"]}, part=True
+        )
+    return found, run.evaluate(kept | {"params": kept[name]})
 
 
 def saved_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:

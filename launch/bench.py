@@ -189,7 +189,7 @@ def baselines(config: ml_collections.ConfigDict, *, workdir: str = "") -> list[R
     few = np.unique(np.linspace(0, len(run.source) - 1, 1500).astype(int))
     train = _pixels(run, pairs_sampled.Subset(run.source, few))
     found = {name: verify(e) for name, e in simple_embeddings(train).items()}
-    found["untrained net"] = run.evaluate(run.first_state())
+    found["untrained net"] = run.evaluate(run.first_state().variables)
     if workdir:
         _, found["trained net"] = experiment.evaluate(run, workdir, step="best")
     return [

@@ -39,7 +39,7 @@ def main() -> None:
     if _PACKS.value:
         with config.unlocked():
             config.eval.sets = {pathlib.Path(p).stem: line(p) for p in _PACKS.value}
-    run = assembly.build(config)
+    run = assembly.build(config, for_training=False)
     if not run.evaluators:
         raise ValueError("nothing to evaluate: the config has no sets; give --pack")
     step, results = experiment.evaluate(run, _WORKDIR.value, step=_STEP.value)

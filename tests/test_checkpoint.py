@@ -29,6 +29,7 @@ def fill(directory, accuracies, **kwargs):
             step,
             state(step),
             position=step * 8,
+            shape=(8, 8, 3),
             config_text=text,
             metrics=None if accuracy is None else {"lfw/accuracy": accuracy},
         )
@@ -48,7 +49,7 @@ def test_what_was_saved_on_8_devices_restores_on_2(tmp_path):
         state(7.0), jax.tree.map(lambda x: x.sharding, like(state(), 8))
     )
     manager = checkpoint.open_manager(tmp_path)
-    checkpoint.save(manager, 1, placed, position=8, config_text="{}")
+    checkpoint.save(manager, 1, placed, position=8, shape=(8, 8, 3), config_text="{}")
     manager.wait_until_finished()
     back = checkpoint.restore(manager, 1, like=like(state(), 2))
     assert back["head"]["k"].sharding.mesh.size == 2
@@ -63,7 +64,7 @@ def test_donating_after_an_asynchronous_save_changes_nothing(tmp_path):
         lambda x: jnp.tile(x, (4096,) + (1,) * (x.ndim - 1)), state()
     )
     kept = jax.device_get(current)
-    checkpoint.save(manager, 1, current, position=0, config_text="{}")
+    checkpoint.save(manager, 1, current, position=0, shape=(8, 8, 3), config_text="{}")
     for _ in range(20):
         current = step(current)
     manager.wait_until_finished()

@@ -114,6 +114,16 @@ def test_training_learns_and_evaluation_restores(one):
     )
 
 
+def test_evaluation_needs_no_training_images(one):
+    workdir, _ = one
+    c = experiment.saved_config(workdir)
+    c.data.source = "folder(path='gone')"
+    c.eval.sets = {"other": c.eval.sets.unseen.replace("start=100", "start=200")}
+    run = assembly.build(c, for_training=False)
+    _, results = experiment.evaluate(run, workdir, step="20")
+    assert results["other"].scalars["pairs"] == 40
+
+
 @pytest.mark.slow
 def test_kill_at_any_moment_changes_no_bit(tmp_path):
     draw = random.Random(0)
