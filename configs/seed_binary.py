@@ -44,6 +44,6 @@ def get_config(given: str = "") -> ml_collections.ConfigDict:
     c.eval.embed = "output"
     c.eval.every = "1 epochs"
     c.eval.batch_size = 32
-    c.checkpoint.every = "1 epochs"
+    c.checkpoint.every = "10 epochs"
     c.log.every = "1 steps"
     return c

@@ -11,6 +11,7 @@ import json
 import pathlib
 import time
 
+import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -28,6 +29,8 @@ def main() -> None:
     begun = time.monotonic()
     workdir = pathlib.Path(_WORKDIR.value)
     parallel.start(cpu_devices=_CONFIG.value.mesh.cpu_devices)
+    # All people train with one program: compile it once.
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     runs = [one(identity, workdir) for identity in range(_IDENTITIES.value)]
     pooled = binary.pool(runs)
     experiment.write_text(workdir / "pooled.json", json.dumps(pooled, indent=1) + "\n")
