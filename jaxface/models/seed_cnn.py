@@ -69,13 +69,26 @@ class Model(nn.Module):
         }
         for i, features in enumerate((32, 64, 128)):
             x = nn.Conv(features, (3, 3), padding="VALID", name=f"conv{i}", **layer)(x)
-            x = nn.max_pool(nn.relu(x), (2, 2), (2, 2))
+            x = _max_pool(nn.relu(x))
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         units = 128 if self.logit else self.dim
         x = nn.relu(nn.Dense(units, name="dense", **layer)(x))
         if self.logit:
             x = nn.Dense(self.dim, name="logit", **layer)(x)
         return x.astype(full)
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    """Keep the largest of every 2x2 pixels; an odd last row or column is left out.
+
+    Slices instead of a window: the gradient of a windowed maximum is five times
+    slower on XLA:CPU. Where values tie it is shared, not given to the first; after
+    a ReLU ties are zeros, whose gradient is zero.
+    """
+    _, h, w, _ = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2]
+    x = jnp.maximum(x[:, 0::2], x[:, 1::2])
+    return jnp.maximum(x[:, :, 0::2], x[:, :, 1::2])
 
 
 embedding = functools.partial(Model, dim=128, logit=False)
