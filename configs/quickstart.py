@@ -14,7 +14,7 @@ from jaxface import config
 def get_config() -> ml_collections.ConfigDict:
     """Return the recipe."""
     c = config.base()
-    size = 56
+    size = 48
     c.data.source = f"synthetic(identities=2000, per_identity=100, size={size})"
     c.data.ops = "decode|flip|normalize"
     c.data.eval_ops = "decode|normalize"
@@ -32,14 +32,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.name = "sgd(momentum=0.9, weight_decay=5e-4)"
     c.optim.schedule = "one_cycle"
     c.optim.warmup = "20 percent"
-    c.train.length = "600 steps"
+    c.train.length = "500 steps"
 
     unseen = f"synthetic(identities=200, per_identity=12, size={size}, start=100000)"
     c.eval.sets = {
         "unseen": f"{unseen}|pairs_sampled(count=2000)|verification",
     }
-    c.eval.every = "300 steps"
-    c.checkpoint.every = "300 steps"
+    c.eval.every = "250 steps"
+    c.checkpoint.every = "250 steps"
     c.checkpoint.best = "unseen/accuracy"
     c.log.every = "10 steps"
     c.mesh.cpu_devices = 2  # one per core: faster than one device of two cores

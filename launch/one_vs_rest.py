@@ -9,6 +9,7 @@ step; the pooled counts, rates and intervals go to WORKDIR/pooled.json.
 
 import json
 import pathlib
+import sys
 import time
 
 import jax
@@ -45,7 +46,9 @@ def one(identity: int, workdir: pathlib.Path) -> dict[str, float]:
     for part, key in ((config.data, "source"), (config.eval.sets, "person")):
         part[key] = part[key].replace("identity=0", f"identity={identity}")
     run = assembly.build(config)
-    experiment.train(run, workdir / str(identity))
+    state = experiment.train(run, workdir / str(identity))
+    if state.step < run.total:
+        sys.exit("stopped; run the same command again to go on")
     _, results = experiment.evaluate(run, workdir / str(identity), step="latest")
     found = results["person"].scalars
     print(
