@@ -198,7 +198,7 @@ class Run:
     @functools.cached_property
     def forward(self) -> embed.Forward:
         """The compiled forward pass of evaluation."""
-        apply = functools.partial(self.model.apply)
+        apply = self.model.apply
         if self.config.eval.embed == "flip_sum":
             apply = embed.flip_sum(apply)
         return embed.compile_forward(apply, mesh=self.mesh, axis=AXIS)
