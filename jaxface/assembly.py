@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxface import config, embed, losses, models, parallel, spec
 from jaxface import eval as protocols
-from jaxface.data import host, ops, pipeline, sources
+from jaxface.data import host, ops, pipeline, sources, stream
 from jaxface.train import optim, schedules
 from jaxface.train import step as steps
 from jaxface.types import Batch, Batches, Evaluator, Loss, Result, Source
@@ -133,7 +133,7 @@ class Run:
             seed=self.config.seed,
             shape=self.shape,
             num_classes=self.source.num_classes,
-            ema=self.config.optim.ema > 0,
+            ema=self.config.optim.ema,
         )
 
     @functools.cached_property
@@ -175,17 +175,17 @@ class Run:
         """Return this process's batches from a step on."""
         c = self.config.data
         module = _tfdata() if c.loader == "tfdata" else host
-        return module.Loader(
+        order = stream.Stream(
             self.source,
             self.pipeline,
             batch_size=c.batch_size,
             seed=self.config.seed,
-            start_step=start,
             host=jax.process_index(),
             hosts=jax.process_count(),
-            workers=c.workers or os.cpu_count() or 1,
             max_bad=c.max_bad,
         )
+        workers = c.workers or os.cpu_count() or 1
+        return module.Loader(order, start_step=start, workers=workers)
 
     def batches(self, loader: Batches) -> Iterator[Batch]:
         """Yield global device batches, one placed ahead of the one in use."""

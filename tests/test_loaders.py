@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxface.data import decode, host, ops, tfdata
+from jaxface.data import decode, host, ops, stream, tfdata
 from jaxface.data.sources import folder
 
 LOADERS = pytest.mark.parametrize("module", [host, tfdata], ids=["host", "tfdata"])
@@ -70,10 +70,11 @@ def damaged():
     return bytes(data)
 
 
-def take(module, records, count, *, line=LINE, **options):
+def take(module, records, count, *, line=LINE, start_step=0, pool=None, **options):
     options = {"batch_size": 8, "seed": 3, "max_bad": 0.5, **options}
     source = Memory(records) if isinstance(records, list) else records
-    loader = module.Loader(source, ops.parse(line), **options)
+    order = stream.Stream(source, ops.parse(line), **options)
+    loader = module.Loader(order, start_step=start_step, **(pool or {}))
     try:
         return list(itertools.islice(loader, count)), loader.bad
     finally:
@@ -128,8 +129,8 @@ def test_resuming_on_other_hosts_continues_the_run(module, hosts):
 
 @LOADERS
 def test_threads_and_read_ahead_change_nothing(module):
-    one, _ = take(module, mixed(), 3, workers=1, prefetch=1)
-    many, _ = take(module, mixed(), 3, workers=5, prefetch=4)
+    one, _ = take(module, mixed(), 3, pool={"workers": 1, "prefetch": 1})
+    many, _ = take(module, mixed(), 3, pool={"workers": 5, "prefetch": 4})
     assert_equal(one, many)
 
 
@@ -216,7 +217,8 @@ def test_wrong_arguments_are_refused(module, options, message):
 @LOADERS
 def test_closing_ends_the_threads(module):
     before = {t.ident for t in threading.enumerate()}
-    loader = module.Loader(Memory(mixed()), ops.parse(LINE), batch_size=4, seed=0)
+    order = stream.Stream(Memory(mixed()), ops.parse(LINE), batch_size=4, seed=0)
+    loader = module.Loader(order)
     next(iter(loader))
     loader.close()
     left = [t for t in threading.enumerate() if t.ident not in before]
@@ -276,10 +278,11 @@ class Blocked:
         if name.partition(".")[0] == "tensorflow":
             raise ImportError("tensorflow is blocked")
 sys.meta_path.insert(0, Blocked())
-from jaxface.data import host, ops
+from jaxface.data import host, ops, stream
 from jaxface.data.sources import synthetic
 source = synthetic.Source(identities=3, per_identity=2, size=32)
-loader = host.Loader(source, ops.parse("decode|flip|normalize"), batch_size=4, seed=0)
+line = ops.parse("decode|flip|normalize")
+loader = host.Loader(stream.Stream(source, line, batch_size=4, seed=0))
 assert next(iter(loader))["image"].shape == (4, 32, 32, 3)
 loader.close()
 """

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxface import spec
-from jaxface.data import host, ops, sources
+from jaxface.data import host, ops, sources, stream
 from jaxface.data.sources import enrolled, folder, synthetic
 
 
@@ -90,7 +90,8 @@ def test_hosts_share_an_epoch_without_loss_or_overlap(source, hosts):
     steps = n  # of four: four epochs
     seen = []
     for h in range(hosts):
-        loader = host.Loader(source, line, batch_size=4, seed=0, host=h, hosts=hosts)
+        order = stream.Stream(source, line, batch_size=4, seed=0, host=h, hosts=hosts)
+        loader = host.Loader(order)
         seen += [
             (int(p), int(y))
             for batch in itertools.islice(loader, steps)

@@ -51,7 +51,7 @@ def make(loss, axis, tx):
 
     def init():
         state = steps.init_state(
-            net, loss, tx, seed=0, shape=(4, 4, 3), num_classes=C, ema=True
+            net, loss, tx, seed=0, shape=(4, 4, 3), num_classes=C, ema=0.9
         )
         return jax.tree.map(
             lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state

@@ -1,14 +1,11 @@
 """Batches without TensorFlow: threads that read, decode and augment ahead.
 
-The law: a batch is a pure function of (source, line, seed, step) and of which
-examples are unreadable, never of timing, threads or the number of hosts. `Stream`
-is that function; `tfdata` reads the same one.
-
-    loader = Loader(source, ops.parse("decode|resize(112)|flip|normalize"),
-                    batch_size=128, seed=0, start_step=500)
-    for batch in loader:                       # endless
-        batch["image"], batch["label"], batch["position"]
-    loader.close()
+line = ops.parse("decode|resize(112)|flip|normalize")
+stream = Stream(source, line, batch_size=128, seed=0)
+loader = Loader(stream, start_step=500)
+for batch in loader:                       # endless
+    batch["image"], batch["label"], batch["position"]
+loader.close()
 """
 
 from __future__ import annotations
@@ -16,108 +13,18 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 from typing import Any, TypeVar
 
 import numpy as np
-from absl import logging
 
 from jaxface import types
-from jaxface.data import decode, index
+from jaxface.data import decode
 from jaxface.data import pipeline as pipelines
+from jaxface.data import stream as streams
 
 T = TypeVar("T")
-
-
-class Stream:
-    """What both loaders agree on: which example stands where, and which are bad.
-
-    Attributes:
-        bad: name -> reason, of the unreadable examples met so far.
-    """
-
-    def __init__(
-        self,
-        source: types.Source,
-        pipeline: pipelines.Pipeline,
-        *,
-        batch_size: int,
-        seed: int,
-        host: int = 0,
-        hosts: int = 1,
-        max_bad: float = 0.01,
-    ):
-        if not len(source):
-            raise ValueError("the source is empty; wanted at least one image")
-        _check_color(source, pipeline)
-        index.positions(0, batch_size=batch_size, host=host, hosts=hosts)  # or raise
-        if not 0 <= max_bad <= 1:
-            raise ValueError(f"max_bad is {max_bad}; wanted a share, 0 .. 1")
-        self.bad: dict[str, str] = {}
-        self._source, self._pipeline, self._seed = source, pipeline, seed
-        self._slice = functools.partial(
-            index.positions, batch_size=batch_size, host=host, hosts=hosts
-        )
-        self._max_bad = max_bad
-        self._known: set[int] = set()
-        self._lock = threading.Lock()
-
-    def plan(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return a step's positions [b], examples [b] and numbers [b, m]."""
-        positions = self._slice(step)
-        examples = index.examples(positions, n=len(self._source), seed=self._seed)
-        return positions, examples, self._pipeline.numbers(positions, seed=self._seed)
-
-    def read(
-        self,
-        position: int,
-        example: int,
-        prepare: Callable[[bytes | np.ndarray], T],
-    ) -> tuple[T, int]:
-        """Return (prepared record, label) of an example or of its first substitute.
-
-        Args:
-            position: where in the stream.
-            example: what stands there.
-            prepare: makes of a record what is wanted, or raises `UnreadableError`.
-
-        Raises:
-            ValueError: when more than the stated share of examples is unreadable.
-        """
-        attempt = 0
-        while True:
-            if example not in self._known:
-                try:
-                    record, label = self._source.read(example)
-                    return prepare(record), label
-                except (OSError, decode.UnreadableError) as error:
-                    self._mark(example, error)
-            self._check_share()
-            attempt += 1
-            example = index.substitute(
-                position, attempt, n=len(self._source), seed=self._seed
-            )
-
-    def _mark(self, example: int, error: Exception) -> None:
-        with self._lock:
-            if example not in self._known:
-                name = self._source.name(example)
-                logging.warning("replaced unreadable image %s: %s", name, error)
-                self._known.add(example)
-                self.bad[name] = str(error)
-
-    def _check_share(self) -> None:
-        count, n = len(self._known), len(self._source)
-        if count > self._max_bad * n or count == n:  # or nothing is left to draw
-            with self._lock:
-                first = ", ".join(f"{k} ({v})" for k, v in list(self.bad.items())[:5])
-            raise ValueError(
-                f"{count} of {n} images ({count / n:.2%}) are unreadable, more than"
-                f" max_bad={self._max_bad:.2%} allows: {first}; repair or remove them,"
-                " or raise max_bad"
-            )
 
 
 class Loader:
@@ -129,47 +36,22 @@ class Loader:
 
     def __init__(
         self,
-        source: types.Source,
-        pipeline: pipelines.Pipeline,
+        stream: streams.Stream,
         *,
-        batch_size: int,
-        seed: int,
         start_step: int = 0,
-        host: int = 0,
-        hosts: int = 1,
         workers: int = 2,
         prefetch: int = 2,
-        max_bad: float = 0.01,
     ):
         """Start the threads.
 
         Args:
-            source: labelled images.
-            pipeline: their preprocessing, from `ops.parse`.
-            batch_size: examples of a step over all hosts.
-            seed: of order and augmentation.
+            stream: what stands where.
             start_step: the first step; all that resuming needs.
-            host: this host, 0 .. hosts - 1.
-            hosts: how many hosts share a batch.
             workers: threads.
             prefetch: batches made ahead of the one in use.
-            max_bad: largest share of unreadable images, 0 .. 1.
-
-        Raises:
-            ValueError: hosts that cannot share a batch, an empty source, or colours
-                that do not agree.
         """
-        self._stream = Stream(
-            source,
-            pipeline,
-            batch_size=batch_size,
-            seed=seed,
-            host=host,
-            hosts=hosts,
-            max_bad=max_bad,
-        )
-        self.bad = self._stream.bad
-        self._pipeline, self._start, self._prefetch = pipeline, start_step, prefetch
+        self.bad = stream.bad
+        self._stream, self._start, self._prefetch = stream, start_step, prefetch
         self._pool = futures.ThreadPoolExecutor(workers, "jaxface-loader")
 
     def __iter__(self) -> Iterator[types.Batch]:
@@ -193,7 +75,7 @@ class Loader:
                 self._stream.read,
                 int(p),
                 int(e),
-                functools.partial(self._pipeline.numpy, numbers=z),
+                functools.partial(self._stream.pipeline.numpy, numbers=z),
             )
             for p, e, z in zip(positions, examples, numbers, strict=True)
         ]
@@ -222,7 +104,7 @@ def batches_once(
         ValueError: if the line is random, colours do not agree, or an image cannot
             be read; it is named, for an evaluation must not leave any out.
     """
-    _check_color(source, pipeline)
+    streams.check_color(source, pipeline)
     if pipeline.draws:
         raise ValueError("evaluation wants a line without random ops")
     numbers = pipeline.numbers(np.zeros(1, np.int64), seed=0)[0]
@@ -257,16 +139,6 @@ def _ahead(items: Iterable[T], *, count: int) -> Iterator[T]:
         if len(begun) > count:
             yield begun.popleft()
     yield from begun
-
-
-def _check_color(source: types.Source, pipeline: pipelines.Pipeline) -> None:
-    """Refuse a source whose channel order is not the one the line declares."""
-    if source.color != pipeline.color:
-        raise ValueError(
-            f"the source gives {source.color}, the preprocessing declares"
-            f" {pipeline.color}; write decode(color={source.color!r}) if the model"
-            " expects that too"
-        )
 
 
 def _stack(images: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -5,8 +5,8 @@ read by one call into Python per batch and decoded and augmented in parallel C++
 image that only C++ finds damaged stops the graph at its batch; that batch is made
 again with Pillow as the judge, and the graph goes on from there.
 
-    loader = Loader(source, ops.parse("decode|resize(112)|flip|normalize"),
-                    batch_size=128, seed=0)
+    line = ops.parse("decode|resize(112)|flip|normalize")
+    loader = Loader(Stream(source, line, batch_size=128, seed=0))
     batch = next(iter(loader))
     loader.close()
 """
@@ -27,8 +27,7 @@ import tensorflow as tf
 
 from jaxface import types
 from jaxface.data import decode
-from jaxface.data import host as streams
-from jaxface.data import pipeline as pipelines
+from jaxface.data import stream as streams
 
 
 class Loader:
@@ -36,33 +35,17 @@ class Loader:
 
     def __init__(
         self,
-        source: types.Source,
-        pipeline: pipelines.Pipeline,
+        stream: streams.Stream,
         *,
-        batch_size: int,
-        seed: int,
         start_step: int = 0,
-        host: int = 0,
-        hosts: int = 1,
         workers: int = 2,
         prefetch: int = 2,
-        max_bad: float = 0.01,
     ):
         """Hide the accelerators from TensorFlow, for JAX wants them."""
         for kind in ("GPU", "TPU"):
             tf.config.set_visible_devices([], kind)
-        self._stream = streams.Stream(
-            source,
-            pipeline,
-            batch_size=batch_size,
-            seed=seed,
-            host=host,
-            hosts=hosts,
-            max_bad=max_bad,
-        )
-        self.bad = self._stream.bad
-        self._pipeline, self._start, self._prefetch = pipeline, start_step, prefetch
-        self._local = batch_size // hosts
+        self.bad = stream.bad
+        self._stream, self._start, self._prefetch = stream, start_step, prefetch
         self._pool = futures.ThreadPoolExecutor(workers, "jaxface-reader")
         self._careful = -1  # the step whose records Pillow decodes
         self._raised: BaseException | None = None
@@ -98,12 +81,12 @@ class Loader:
                 self._read, [step], kinds
             )
             for vector in (record, label, position):
-                vector.set_shape([self._local])
-            numbers.set_shape([self._local, self._pipeline.width + 1])
+                vector.set_shape([self._stream.local])
+            numbers.set_shape([self._stream.local, self._stream.pipeline.width + 1])
             return record, label, position, numbers
 
         def process(record, label, position, numbers):
-            image = self._pipeline.tensorflow(tf, record, numbers)
+            image = self._stream.pipeline.tensorflow(tf, record, numbers)
             return {"image": image, "label": label, "position": position}
 
         steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
@@ -112,7 +95,7 @@ class Loader:
             steps.map(read, num_parallel_calls=2, deterministic=True)
             .unbatch()
             .map(process, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .batch(self._local, drop_remainder=True)
+            .batch(self._stream.local, drop_remainder=True)
             .prefetch(self._prefetch)
         )
 

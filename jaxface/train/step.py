@@ -70,7 +70,7 @@ def init_state(
     seed: int,
     shape: tuple[int, int, int],
     num_classes: int,
-    ema: bool = False,
+    ema: float = 0.0,
 ) -> TrainState:
     """Build the first state; pure, so it can be jitted or `eval_shape`d.
 
@@ -81,7 +81,7 @@ def init_state(
         seed: of the weights and of every later draw.
         shape: (H, W, 3) of one image.
         num_classes: C.
-        ema: whether to keep an average of the backbone.
+        ema: what `make_update` gets; 0 keeps no average.
     """
     key = jax.random.key(seed)
     init_key, head_key = jax.random.split(key)
@@ -100,7 +100,7 @@ def init_state(
         margin_params=margin_params,
         margin_state=margin_state,
         opt_state=tx.init(trainable),
-        ema=params if ema else {},
+        ema=params if ema > 0 else {},
         rng=jax.random.key_data(key),
     )
 

@@ -1,0 +1,143 @@
+"""Which example stands where, and what takes the place of an unreadable one.
+
+The law: a batch is a pure function of (source, line, seed, step) and of which
+examples are unreadable, never of timing, threads or the number of hosts. `Stream`
+is that function; the loaders of `host` and `tfdata` only carry it out.
+
+    stream = Stream(source, ops.parse("decode|resize(112)|flip|normalize"),
+                    batch_size=128, seed=0)
+    positions, examples, numbers = stream.plan(step=500)
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from absl import logging
+
+from jaxface import types
+from jaxface.data import decode, index
+from jaxface.data import pipeline as pipelines
+
+T = TypeVar("T")
+
+
+class Stream:
+    """What both loaders agree on: which example stands where, and which are bad.
+
+    Attributes:
+        pipeline: the preprocessing.
+        local: examples of a step on this host.
+        bad: name -> reason, of the unreadable examples met so far.
+    """
+
+    def __init__(
+        self,
+        source: types.Source,
+        pipeline: pipelines.Pipeline,
+        *,
+        batch_size: int,
+        seed: int,
+        host: int = 0,
+        hosts: int = 1,
+        max_bad: float = 0.01,
+    ):
+        """Check that the parts fit.
+
+        Args:
+            source: labelled images.
+            pipeline: their preprocessing, from `ops.parse`.
+            batch_size: examples of a step over all hosts.
+            seed: of order and augmentation.
+            host: this host, 0 .. hosts - 1.
+            hosts: how many hosts share a batch.
+            max_bad: largest share of unreadable images, 0 .. 1.
+
+        Raises:
+            ValueError: hosts that cannot share a batch, an empty source, or colours
+                that do not agree.
+        """
+        if not len(source):
+            raise ValueError("the source is empty; wanted at least one image")
+        check_color(source, pipeline)
+        index.positions(0, batch_size=batch_size, host=host, hosts=hosts)  # or raise
+        if not 0 <= max_bad <= 1:
+            raise ValueError(f"max_bad is {max_bad}; wanted a share, 0 .. 1")
+        self.pipeline, self.local = pipeline, batch_size // hosts
+        self.bad: dict[str, str] = {}
+        self._source, self._seed = source, seed
+        self._slice = functools.partial(
+            index.positions, batch_size=batch_size, host=host, hosts=hosts
+        )
+        self._max_bad = max_bad
+        self._known: set[int] = set()
+        self._lock = threading.Lock()
+
+    def plan(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return a step's positions [b], examples [b] and numbers [b, m]."""
+        positions = self._slice(step)
+        examples = index.examples(positions, n=len(self._source), seed=self._seed)
+        return positions, examples, self.pipeline.numbers(positions, seed=self._seed)
+
+    def read(
+        self,
+        position: int,
+        example: int,
+        prepare: Callable[[bytes | np.ndarray], T],
+    ) -> tuple[T, int]:
+        """Return (prepared record, label) of an example or of its first substitute.
+
+        Args:
+            position: where in the stream.
+            example: what stands there.
+            prepare: makes of a record what is wanted, or raises `UnreadableError`.
+
+        Raises:
+            ValueError: when more than the stated share of examples is unreadable.
+        """
+        attempt = 0
+        while True:
+            if example not in self._known:
+                try:
+                    record, label = self._source.read(example)
+                    return prepare(record), label
+                except (OSError, decode.UnreadableError) as error:
+                    self._mark(example, error)
+            self._check_share()
+            attempt += 1
+            example = index.substitute(
+                position, attempt, n=len(self._source), seed=self._seed
+            )
+
+    def _mark(self, example: int, error: Exception) -> None:
+        with self._lock:
+            if example not in self._known:
+                name = self._source.name(example)
+                logging.warning("replaced unreadable image %s: %s", name, error)
+                self._known.add(example)
+                self.bad[name] = str(error)
+
+    def _check_share(self) -> None:
+        count, n = len(self._known), len(self._source)
+        if count > self._max_bad * n or count == n:  # or nothing is left to draw
+            with self._lock:
+                first = ", ".join(f"{k} ({v})" for k, v in list(self.bad.items())[:5])
+            raise ValueError(
+                f"{count} of {n} images ({count / n:.2%}) are unreadable, more than"
+                f" max_bad={self._max_bad:.2%} allows: {first}; repair or remove them,"
+                " or raise max_bad"
+            )
+
+
+def check_color(source: types.Source, pipeline: pipelines.Pipeline) -> None:
+    """Refuse a source whose channel order is not the one the line declares."""
+    if source.color != pipeline.color:
+        raise ValueError(
+            f"the source gives {source.color}, the preprocessing declares"
+            f" {pipeline.color}; write decode(color={source.color!r}) if the model"
+            " expects that too"
+        )
