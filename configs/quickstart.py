@@ -34,13 +34,16 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.warmup = "20 percent"
     c.train.length = "500 steps"
 
-    unseen = f"synthetic(identities=200, per_identity=12, size={size}, start=100000)"
-    c.eval.sets = {
-        "unseen": f"{unseen}|pairs_sampled(count=2000)|verification",
+    people = f"synthetic(size={size}, per_identity=12, "
+    c.eval.sets = {  # one chooses the checkpoint, the other is reported
+        "validation": f"{people}identities=50, start=50000)"
+        "|pairs_sampled(count=500, folds=5)|verification",
+        "unseen": f"{people}identities=200, start=100000)"
+        "|pairs_sampled(count=2000)|verification",
     }
     c.eval.every = "250 steps"
     c.checkpoint.every = "250 steps"
-    c.checkpoint.best = "unseen/accuracy"
+    c.checkpoint.best = "validation/accuracy"
     c.log.every = "10 steps"
     c.mesh.cpu_devices = 2  # one per core: faster than one device of two cores
     return c

@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxface import assembly, cli, experiment, parallel, types
+from jaxface import assembly, cli, experiment, parallel, spec, types
 from jaxface.data import decode
 from jaxface.eval import report, verification
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the training run.")
 _STEP = flags.DEFINE_string("step", "best", "best, latest or a step's number.")
+_SETS = flags.DEFINE_list("sets", [], "Only these sets of the config; all if empty.")
 _PACKS = flags.DEFINE_multi_string(
     "pack", [], "Evaluate this insightface .bin pack instead of the config's sets."
 )
@@ -39,6 +40,12 @@ def main() -> None:
     if _PACKS.value:
         with config.unlocked():
             config.eval.sets = {pathlib.Path(p).stem: line(p) for p in _PACKS.value}
+    for name in _SETS.value:
+        if name not in config.eval.sets:
+            raise spec.unknown("--sets: evaluation set", name, config.eval.sets)
+    if _SETS.value:
+        with config.unlocked():
+            config.eval.sets = {name: config.eval.sets[name] for name in _SETS.value}
     run = assembly.build(config, for_training=False)
     if not run.evaluators:
         raise ValueError("nothing to evaluate: the config has no sets; give --pack")

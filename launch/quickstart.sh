@@ -13,4 +13,5 @@ shift || true
 source launch/env.sh
 
 python launch/train.py --config=configs/quickstart.py --workdir="$workdir" "$@"
-python launch/evaluate.py --workdir="$workdir" --report="$workdir/report.html"
+python launch/evaluate.py --workdir="$workdir" --sets=unseen \
+  --report="$workdir/report.html"

@@ -125,6 +125,28 @@ def test_evaluation_needs_no_training_images(one):
 
 
 @pytest.mark.slow
+def test_the_evaluation_script_writes_what_it_prints(one, tmp_path):
+    workdir, page = one[0], tmp_path / "report.html"
+
+    def say(*flags):
+        line = [sys.executable, "launch/evaluate.py", f"--workdir={workdir}", *flags]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+
+    done = say("--sets=unseen", "--step=20", f"--report={page}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((workdir / "eval" / "20" / "unseen.json").read_text())
+    low, high = found["accuracy_low"], found["accuracy_high"]
+    assert done.stdout.splitlines()[-1] == (
+        f"verification accuracy {found['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+        " on 40 pairs, chance 0.5"
+    )
+    assert "unseen" in page.read_text()
+    done = say("--sets=unsen")
+    assert done.returncode == 1
+    assert "did you mean 'unseen'" in done.stderr
+
+
+@pytest.mark.slow
 def test_kill_at_any_moment_changes_no_bit(tmp_path):
     draw = random.Random(0)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
