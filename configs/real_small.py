@@ -32,15 +32,15 @@ def get_config(given: str = "") -> ml_collections.ConfigDict:
         unseen = f"{faces}, part='validation')|pairs_sampled(count=1000, folds=5)"
         c.eval.sets = {"unseen": f"{unseen}|verification"}
     c.data.ops = (
-        "decode|random_rotate(8)|random_zoom(0.9, 1.1)|random_shift(5)|resize(64)|flip"
-        "|color_jitter(0.3, 0.3, 0.3)|random_gray(0.1)|normalize"
+        "decode|random_shift(5)|resize(80)|flip|color_jitter(0.3, 0.3, 0.3)"
+        "|random_gray(0.1)|normalize"
     )
-    c.data.eval_ops = "decode|resize(64)|normalize"
+    c.data.eval_ops = "decode|resize(80)|normalize"
     c.data.batch_size = 64
 
     c.model.name = (
-        "iresnet(stages=(1, 1, 1, 1), widths=(32, 64, 128, 256), stem_stride=2,"
-        " dim=256, dropout=0.4)"
+        "iresnet(stages=(1, 1, 1), widths=(32, 96, 192), stem_stride=2, dim=256,"
+        " dropout=0.4)"
     )
     c.model.sync_bn = False
     c.loss.name = "softmax(scale=16.0)"
@@ -48,9 +48,9 @@ def get_config(given: str = "") -> ml_collections.ConfigDict:
 
     c.optim.schedule = "one_cycle"
     c.optim.warmup = "20 percent"
-    c.train.length = "50 epochs"
+    c.train.length = "40 epochs"
 
-    c.eval.every = "50 epochs"
+    c.eval.every = "40 epochs"
     c.checkpoint.every = "5 epochs"
     c.mesh.cpu_devices = 2  # one per core: faster than one device of two cores
     return c

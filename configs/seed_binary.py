@@ -42,9 +42,9 @@ def get_config(given: str = "") -> ml_collections.ConfigDict:
 
     c.eval.sets = {"person": f"{task}, part='test')|binary"}
     c.eval.embed = "output"
-    c.eval.every = "1 epochs"
+    c.eval.every = "10 epochs"
     c.eval.batch_size = 32
     c.checkpoint.every = "10 epochs"
-    c.log.every = "1 steps"
+    c.log.every = "1 epochs"
     c.mesh.cpu_devices = 2  # one per core: twice as fast as one device of two cores
     return c
