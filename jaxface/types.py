@@ -11,8 +11,9 @@ so a new source, rule or protocol is one new file.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -53,6 +54,20 @@ class Source(Protocol):
 
     def name(self, i: int) -> str:
         """Return where image i came from (path or key), for messages."""
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A source that knows who its classes are; `isinstance` tells.
+
+    Attributes:
+        classes: [C] names, each once: label k is classes[k].
+    """
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names."""
         ...
 
 
@@ -135,6 +150,61 @@ class Loss(Protocol):
         already global. `key` is the step's key; draws fold in `batch["position"]`.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What the makers of a network print about it.
+
+    Attributes:
+        params: parameters of the embedding network in millions, or None.
+        macs: multiply-adds of one image in millions, or None.
+        source: where that is printed.
+        why: how ours comes to differ by more than 0.5 %, where it does.
+    """
+
+    params: float | None
+    macs: float | None
+    source: str
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """How another project names and lays out the arrays of one of our networks.
+
+    A layer's path of ours, such as "layer1_0/bn1", becomes theirs by `names`; its
+    arrays are then called as torch calls them (`weight`, `running_mean`, ...). The
+    rules run in this direction only, for weights in and weights out alike.
+
+    Attributes:
+        names: (regex, replacement) pairs, each applied to the path by `re.sub`, one
+            after the other; a "/" that is left becomes ".". A replacement may be a
+            function of the match, where a number changes. A "#" becomes the number
+            of the block, where they count blocks through all stages: with
+            (r"^layer[0-9]_[0-9]+", "body.#") the first after three is "body.3".
+        conv1x1: regex of dense layers (our paths) that are 1x1 convolutions there.
+        constants: arrays of theirs that we keep no parameter for, with the one value
+            they hold, such as {"features.weight": 1.0}.
+        skip: regex of their names that belong to no layer of the network.
+        channels_last: whether flattened pixels lie as ours do, as in Keras.
+        color: channel order of the images.
+        mean: taken off the pixels 0 .. 255, one number or one per channel.
+        std: what is left is divided by.
+    """
+
+    names: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
+    conv1x1: str = "(?!)"  # matches nothing
+    constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    skip: str = "(?!)"
+    channels_last: bool = False
+    color: str = "rgb"
+    mean: float | tuple[float, float, float] = 127.5
+    std: float | tuple[float, float, float] = 127.5
+
+    def skips(self, name: str) -> bool:
+        """Whether a tensor of theirs is no part of the network."""
+        return re.search(self.skip, name) is not None
 
 
 # Every image of a source -> embeddings [len(source), D] float32.

@@ -1,4 +1,4 @@
-"""Parts that backbones share: convolutions, norm, activations, dropout, heads.
+"""Parts that backbones share: convolutions, norm, activations, dropout.
 
 The law: an example's embedding depends on that example, its own key and, in
 training, on BatchNorm statistics alone, never on how a batch lies on devices.
@@ -9,7 +9,6 @@ epsilon 1e-5), because the weights of this field come from there.
     x = batch_norm(train=train, axis="data")(x)
     x = activate(x, "prelu")
     x = Depthwise(kernel=3)(x)
-    embedding = E(dim=512, norm=norm)(x, train=train, keys=keys)
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from flax import linen as nn
 from jax import lax
 
 Axis = str | tuple[str, ...] | None  # mesh axis name(s) of collectives
+Pixels = float | tuple[float, float, float]  # of all channels, or one per channel
 
 kaiming_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # For grouped kernels. torch's fan_out counts the outputs of all groups, C times too
@@ -34,6 +34,16 @@ kaiming_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 kaiming_group = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # torch's default for linear layers: uniform within 1/sqrt(fan_in)
 torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
+    """Make torch's default initialiser of biases: uniform within 1/sqrt(fan_in)."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        bound = 1 / math.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 def wide(dtype: Any) -> Any:
@@ -77,6 +87,9 @@ def batch_norm(
     axis: Axis = None,
     dtype: Any = jnp.float32,
     use_scale: bool = True,
+    use_bias: bool = True,
+    epsilon: float = 1e-5,
+    zero: bool = False,
     name: str | None = None,
 ) -> nn.BatchNorm:
     """Make a BatchNorm with torch's momentum (0.1, here 0.9) and epsilon.
@@ -90,15 +103,20 @@ def batch_norm(
         axis: mesh axis name(s) the batch statistics are averaged over; None: local.
         dtype: of the result; statistics are float32 (float64 below float64).
         use_scale: False fixes the scale at 1.
+        use_bias: False fixes the bias at 0.
+        epsilon: added to the variance.
+        zero: start from scale 0, not 1: a branch that ends so adds nothing at first.
         name: of the module.
     """
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
-        epsilon=1e-5,
+        epsilon=epsilon,
         dtype=dtype,
         param_dtype=wide(dtype),
         use_scale=use_scale,
+        use_bias=use_bias,
+        scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
         # flax hands it to lax.pmean, which takes several names
         axis_name=axis,  # type: ignore[arg-type]
         use_fast_variance=False,
@@ -132,6 +150,19 @@ def activate(x: jax.Array, kind: str, *, name: str | None = None) -> jax.Array:
     if kind == "relu6":
         return nn.relu6(x)
     raise ValueError(f"activation {kind!r} unknown; wanted 'prelu', 'relu' or 'relu6'")
+
+
+class Flatten(nn.Module):
+    """Rows of pixels after one another: [B, H, W, C] -> [B, H W C].
+
+    A module, so that `convert` sees which dense layer reads pixels: other projects
+    flatten channel by channel.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map x [B, ...] to [B, N]."""
+        return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 class Dropout(nn.Module):
@@ -359,39 +390,3 @@ class Depthwise(nn.Module):
         kernel = self.param("kernel", kaiming_group, shape, wide(self.dtype))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         return depthwise(x, kernel, stride=self.stride, padding=(self.kernel - 1) // 2)
-
-
-class E(nn.Module):
-    """InsightFace's head "E": BatchNorm, dropout, dense over all pixels, BatchNorm.
-
-    The last scale is fixed at 1, as in arcface_torch, and is no parameter here.
-
-    Attributes:
-        dim: D, the embedding size.
-        norm: `batch_norm` with train and axis bound.
-        dropout: rate before the dense layer.
-        dtype: compute dtype up to the dense layer, which runs in float32.
-    """
-
-    dim: int
-    norm: Callable[..., nn.BatchNorm]
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, keys: jax.Array | None
-    ) -> jax.Array:
-        """Map features [B, H, W, C] to embeddings [B, D] float32."""
-        x = self.norm(dtype=self.dtype, name="bn2")(x)
-        x = Dropout(self.dropout, name="dropout")(x, train=train, keys=keys)
-        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
-        full = wide(self.dtype)
-        dense = nn.Dense(
-            self.dim,
-            dtype=full,
-            param_dtype=full,
-            kernel_init=torch_linear,
-            name="fc",
-        )
-        return self.norm(dtype=full, use_scale=False, name="features")(dense(x))

@@ -13,7 +13,6 @@ closing sigmoid belongs to the loss.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface.models import common
+from jaxface.types import Port, Published
 
 
 class Model(nn.Module):
@@ -35,6 +35,9 @@ class Model(nn.Module):
             float64).
         size: pixels per side of the images it is made for; the dense layer takes
             its shape from the images `init` sees.
+        color: channel order of the images.
+        mean: what was taken off their pixels 0 .. 255.
+        std: and what the rest was divided by.
     """
 
     dim: int = 1
@@ -42,10 +45,9 @@ class Model(nn.Module):
     axis: common.Axis = None
     dtype: Any = jnp.float32
     size: int = 224
-
-    color = "rgb"
-    mean = 0.0
-    std = 255.0
+    color: str = "rgb"
+    mean: common.Pixels = 0.0
+    std: common.Pixels = 255.0
 
     @nn.compact
     def __call__(
@@ -71,7 +73,7 @@ class Model(nn.Module):
             x = nn.Conv(features, (3, 3), padding="SAME", name=f"conv{i}", **layer)(x)
             # VALID, which XLA:CPU computes at half the speed of this
             x = _max_pool(nn.relu(x[:, 1:-1, 1:-1]))
-        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+        x = common.Flatten(name="flat")(x)
         units = 128 if self.logit else self.dim
         x = nn.relu(nn.Dense(units, name="dense", **layer)(x))
         if self.logit:
@@ -93,3 +95,9 @@ def _max_pool(x: jax.Array) -> jax.Array:
 
 
 embedding = functools.partial(Model, dim=128, logit=False)
+tiny = functools.partial(Model, size=24)
+
+PUBLISHED = {
+    "Model": Published(11.169089, None, "the project's issue 2, Keras's own summary"),
+}
+PORTS: dict[str, Port] = {}  # Keras names layers as they come: order finds them
