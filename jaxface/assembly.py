@@ -24,12 +24,12 @@ import ml_collections
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxface import config, embed, losses, models, parallel, spec
+from jaxface import checks, config, embed, lora, losses, models, parallel, spec
 from jaxface import eval as protocols
 from jaxface.data import host, ops, pipeline, sources, stream
-from jaxface.train import optim, schedules
+from jaxface.train import multipliers, optim, schedules
 from jaxface.train import step as steps
-from jaxface.types import Batch, Batches, Evaluator, Loss, Result, Source
+from jaxface.types import Batch, Batches, Evaluator, Loss, Named, Result, Source
 
 AXIS = "data"
 
@@ -68,6 +68,12 @@ class Run:
         """The training images."""
         return flow(self.config.data.source)
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Who the classes are, in order, where the training images tell."""
+        source = self.source
+        return list(source.classes) if isinstance(source, Named) else None
+
     def steps(self, duration: str, *, total: int | None = None) -> int:
         """Return a duration of the config in steps; percent are of `total`."""
         return config.steps(
@@ -96,14 +102,20 @@ class Run:
 
     @functools.cached_property
     def tx(self) -> Any:
-        """The optimizer."""
-        return self.make_tx(lr=self.schedule)
+        """The optimizer, which leaves alone what is frozen."""
+        return multipliers.scaled(self.make_tx(lr=self.schedule), self.rules)
+
+    @property
+    def rules(self) -> tuple[tuple[str, float], ...]:
+        """(regex, factor of the learning rate): the config's, then LoRA's own."""
+        rules = config.multipliers(self.config.optim.multipliers)
+        return (*rules, (lora.FROZEN, 0.0)) if self.config.model.lora else rules
 
     @functools.cached_property
     def loss(self) -> Loss:
         """The head and its loss."""
         given: dict[str, Any] = {"num_classes": self.source.num_classes}
-        if _takes_margin(self.make_loss):
+        if checks.takes_margin(self.make_loss):
             given["margin"] = self.config.loss.margin
         return self.make_loss(**given)
 
@@ -119,8 +131,18 @@ class Run:
     @functools.cached_property
     def model(self) -> Any:
         """The backbone, its BatchNorm synced over the mesh or local."""
+        return self.adapted(self.config.model.lora)
+
+    def adapted(self, line: str) -> Any:
+        """Return the backbone with the adapters of a `model.lora` line, "" for none."""
         c = self.config.model
-        return self.make_model(dtype=c.dtype, axis=AXIS if c.sync_bn else None)
+        base = self.make_model(dtype=c.dtype, axis=AXIS if c.sync_bn else None)
+        if not line:
+            return base
+        call = spec.parse_one(line)
+        if call.name != "lora":
+            raise spec.unknown("adapter", call.name, ["lora"])
+        return spec.bind(lora.Model, call, {"base": base})()
 
     @functools.cached_property
     def init(self) -> Callable[[], steps.TrainState]:
@@ -162,7 +184,14 @@ class Run:
         """The compiled train step."""
         c = self.config
         return parallel.compile_step(
-            steps.make_grads(self.model, self.loss, axis=AXIS, clip=c.optim.clip),
+            steps.make_grads(
+                self.model,
+                self.loss,
+                axis=AXIS,
+                clip=c.optim.clip,
+                frozen=multipliers.frozen(self.rules),
+                frozen_stats=c.model.frozen_stats,
+            ),
             steps.make_update(self.tx, ema=c.optim.ema),
             specs=self.specs,
             grad_specs={"params": P(), "head": P(AXIS), "margin": P()},
@@ -203,10 +232,13 @@ class Run:
             apply = embed.flip_sum(apply)
         return embed.compile_forward(apply, mesh=self.mesh, axis=AXIS)
 
-    def abstract_variables(self, shape: tuple[int, int, int]) -> Any:
-        """The network's shapes with shardings, for images [H, W, 3] of that shape."""
+    def abstract_variables(
+        self, shape: tuple[int, int, int], *, model: Any = None
+    ) -> Any:
+        """A network's shapes, by default ours, with shardings; images [H, W, 3]."""
+        init = (model or self.model).init
         images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0), images)
+        shapes = jax.eval_shape(init, jax.random.key(0), images)
         whole = NamedSharding(self.mesh, P())
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
@@ -252,10 +284,10 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
         make_tx=_member(optim, c.optim.name, kind="optimizer"),
         make_schedule=_member(schedules, c.optim.schedule, kind="schedule"),
     )
-    _check_input(run)
-    _check_mesh(run)
+    checks.check_input(run)
+    checks.check_mesh(run)
     if for_training:
-        _check_training(run)
+        checks.check_training(run)
     return run
 
 
@@ -302,65 +334,9 @@ def _member(module: Any, line: str, *, kind: str) -> Any:
     return spec.bind(spec.member(module, call, kind=kind), call)
 
 
-def _takes_margin(make_loss: Any) -> bool:
-    return "margin" in make_loss.func.__dataclass_fields__
-
-
 def _make_mesh(c: ml_collections.ConfigDict) -> Mesh:
     devices = jax.devices()
     n = c.mesh.devices or len(devices)
     if n > len(devices):
         raise ValueError(f"mesh.devices is {n}; this machine has {len(devices)}")
     return parallel.make_mesh(axis=AXIS, devices=devices[:n])
-
-
-def _check_input(run: Run) -> None:
-    """Refuse preprocessing that gives the network what it was not made for."""
-    model = run.model
-    for line in (run.pipeline, run.eval_pipeline):
-        if line.color != model.color:
-            raise ValueError(
-                f"the preprocessing gives {line.color}, the model wants"
-                f" {model.color}; write decode(color={model.color!r})"
-            )
-        if line.scale != (model.mean, model.std):
-            raise ValueError(
-                f"the preprocessing normalises by (mean, std) {line.scale}, the model"
-                f" wants mean={model.mean}, std={model.std}; end the line with"
-                f" normalize(mean={model.mean}, std={model.std})"
-            )
-
-
-def _check_mesh(run: Run) -> None:
-    c, n = run.config, run.mesh.size
-    for key in ("data.batch_size", "eval.batch_size"):
-        if config.get(c, key) % n:
-            raise ValueError(
-                f"{key} is {config.get(c, key)}, which {n} devices cannot share"
-                f" evenly; wanted a multiple of {n}, or --config.mesh.devices=1"
-            )
-    if 1024 % n:
-        raise ValueError(f"{n} devices cannot share classes; wanted a divisor of 1024")
-    if c.mesh.how == "pmap" and not run.make_tx.func.elementwise:
-        raise ValueError(
-            f"mesh.how='pmap' needs an element-wise optimizer, got {c.optim.name!r}"
-        )
-
-
-def _check_training(run: Run) -> None:
-    c = run.config
-    if c.loss.margin and not _takes_margin(run.make_loss):
-        raise ValueError(
-            f"loss {c.loss.name!r} takes no margin, got {c.loss.margin!r};"
-            ' set config.loss.margin = ""'
-        )
-    _ = run.loss, run.tx  # opens the training images, binds what is left
-    save, look = run.every(c.checkpoint.every), run.every(c.eval.every)
-    if c.checkpoint.best and save % look:
-        raise ValueError(
-            f"checkpoint.best needs every checkpoint evaluated: checkpoint.every is"
-            f" {save} steps, eval.every {look}; make one a multiple of the other"
-        )
-    name = c.checkpoint.best.removeprefix("-").partition("/")[0]
-    if name and name not in run.evaluators:
-        raise spec.unknown("checkpoint.best: evaluation set", name, run.evaluators)

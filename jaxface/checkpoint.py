@@ -76,6 +76,7 @@ def save(
     shape: tuple[int, int, int],
     config_text: str,
     metrics: dict[str, float] | None = None,
+    notes: dict[str, Any] | None = None,
 ) -> None:
     """Start saving a step; the state may be donated when this returns.
 
@@ -87,8 +88,10 @@ def save(
         shape: (H, W, 3) of the images the network was made for.
         config_text: what `config.dumps` gave.
         metrics: what "best" is chosen by.
+        notes: JSON to come back from `about` too, such as "trainable": False with
+            the reason as "why".
     """
-    about = {
+    about = (notes or {}) | {
         "format": configs.FORMAT,
         "position": position,
         "shape": list(shape),
@@ -105,7 +108,7 @@ def save(
 
 
 def about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """Read a step's format, position, image shape and config text.
+    """Read a step's format, position, image shape, config text and notes.
 
     Raises:
         ValueError: it was written by a newer version.
@@ -155,6 +158,31 @@ def restore(
         partial_restore=part,
     )
     return manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+
+
+def restore_variables(
+    manager: ocp.CheckpointManager, step: int, *, like: Any, ema: bool
+) -> dict[str, Any]:
+    """Restore what a network is applied with in evaluation.
+
+    Args:
+        manager: from `open_manager`.
+        step: which.
+        like: {"params", ...}: shapes with shardings, of any mesh.
+        ema: take the average of the parameters in their place.
+
+    Raises:
+        ValueError: the checkpoint's arrays are not those of `like`, listed.
+    """
+    rest = {name: tree for name, tree in like.items() if name != "params"}
+    name = "ema" if ema else "params"
+    kept = restore(manager, step, like=rest | {name: like["params"]}, part=True)
+    return {**{k: kept[k] for k in rest}, "params": kept[name]}
+
+
+def arrays(manager: ocp.CheckpointManager, step: int) -> Any:
+    """Return the tree of a step's arrays, by `shape` and `dtype`; none is read."""
+    return manager.item_metadata(step)["state"].tree
 
 
 def find(manager: ocp.CheckpointManager, which: str) -> int:

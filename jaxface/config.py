@@ -13,6 +13,7 @@ A duration is a number and a unit, "20 epochs", "500 steps", "64000 examples" or
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -46,6 +47,16 @@ def base() -> ml_collections.ConfigDict:
     c.model.name = "iresnet.r50"  # a module of jaxface.models, or a variant in it
     c.model.dtype = "float32"  # of the computation; parameters are float32
     c.model.sync_bn = True  # BatchNorm over all devices, or each its own
+    # BatchNorm by its running statistics in training too, which then stay as they
+    # are; dropout is off as well: the network trains as it is evaluated.
+    c.model.frozen_stats = False
+    c.model.lora = ""  # adapters, such as "lora(rank=8, alpha=16.0)"; "": none
+
+    # What a run starts from while it has no checkpoint of its own.
+    c.init = ml_collections.ConfigDict()
+    c.init.workdir = ""  # of a trained or converted network; "": drawn weights
+    c.init.step = "best"  # of its checkpoints; or "latest", or a number
+    c.init.head = "new"  # or "grow": keep the rows of people known there
 
     c.loss = ml_collections.ConfigDict()
     c.loss.name = "softmax(scale=64.0)"  # a module of jaxface.losses
@@ -57,6 +68,10 @@ def base() -> ml_collections.ConfigDict:
     c.optim.schedule = "polynomial(power=1.0)"  # of train.schedules
     c.optim.warmup = "0 steps"
     c.optim.clip = 5.0  # largest norm of the backbone's gradient; 0: off
+    # Factors of the learning rate, regex over the parameter's path -> factor: the
+    # first that matches wins, 0 freezes, no match is 1. As in
+    # "{'^params/conv1/': 0, '^params/': 0.1}"; paths are params/..., head/kernel.
+    c.optim.multipliers = ""
     c.optim.ema = 0.0  # decay of averaged weights, used in evaluation; 0: off
 
     c.train = ml_collections.ConfigDict()
@@ -72,7 +87,7 @@ def base() -> ml_collections.ConfigDict:
     c.eval.embed = "flip_sum"  # f(x) + f(flipped x), unit length; or "output"
     c.eval.batch_size = 64
     # Name -> a module of jaxface.eval and what it is handed, such as
-    # "verification(folds=10) < pairs_bin(path='lfw.bin')".
+    # "pairs_bin(path='lfw.bin', folds=10)|verification".
     c.eval.sets = ml_collections.ConfigDict()
 
     c.checkpoint = ml_collections.ConfigDict()
@@ -135,6 +150,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _choice(c, "data.loader", ("tfdata", "host"))
     _choice(c, "mesh.how", ("jit", "pmap"))
     _choice(c, "eval.embed", ("flip_sum", "output"))
+    _choice(c, "init.head", ("new", "grow"))
     _choice(c, "model.dtype", ("float32", "bfloat16", "float16", "float64"))
     for key in ("data.batch_size", "eval.batch_size", "checkpoint.keep"):
         _range(c, key, 1, math.inf)
@@ -142,6 +158,9 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _range(c, "optim.ema", 0, 0.999999)
     _range(c, "optim.clip", 0, math.inf)
     _range(c, "optim.lr", 0, math.inf)
+    multipliers(c.optim.multipliers)
+    if c.init.head == "grow" and not c.init.workdir:
+        raise ValueError("init.head='grow' has no head to grow; set init.workdir")
     for key in (
         "train.length",
         "optim.warmup",
@@ -153,6 +172,33 @@ def validate(c: ml_collections.ConfigDict) -> None:
         count = steps(get(c, key), batch_size=1, examples=1, total=total)
         if key != "optim.warmup" and count < 1:
             raise ValueError(f"{key} is {get(c, key)!r}; wanted more than nothing")
+
+
+def multipliers(text: str) -> tuple[tuple[str, float], ...]:
+    """Read `optim.multipliers`: (regex, factor) in order, none for "".
+
+    Raises:
+        ValueError: not a dict of regexes and factors >= 0, or a regex twice.
+    """
+    if not text:
+        return ()
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(tree, ast.Dict):
+            raise ValueError("it is not a dict")
+        rules = ast.literal_eval(tree)
+        if len(rules) < len(tree.keys):
+            raise ValueError("it has a regex twice")
+        for pattern, factor in rules.items():
+            re.compile(pattern)
+            if isinstance(factor, bool) or not 0 <= factor < math.inf:
+                raise ValueError(f"the factor of {pattern!r} is {factor!r}")
+    except (SyntaxError, TypeError, ValueError, re.error) as error:
+        raise ValueError(
+            f"optim.multipliers is {text!r}; wanted a dict of path regexes and factors"
+            f" from 0 up, as in {{'^params/': 0.1}}: {error}"
+        ) from None
+    return tuple((pattern, float(factor)) for pattern, factor in rules.items())
 
 
 def arguments(given: str, defaults: dict[str, str]) -> dict[str, str]:

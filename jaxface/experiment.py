@@ -20,7 +20,7 @@ import jax
 import ml_collections
 from absl import logging
 
-from jaxface import checkpoint, config
+from jaxface import checkpoint, config, transfer
 from jaxface.assembly import Run
 from jaxface.train import loop, monitor
 from jaxface.train import step as steps
@@ -28,20 +28,26 @@ from jaxface.types import Result
 
 
 def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
-    """Train to the end of the config, from the last checkpoint where there is one.
+    """Train to the end of the config.
+
+    A run starts from its own last checkpoint; if it has none, from the weights at
+    `init.workdir`; if that is not set, from drawn ones.
 
     Args:
         run: from `assembly.build`.
-        workdir: gets config.json, metrics.jsonl, events and checkpoints.
+        workdir: gets config.json, classes.json, metrics.jsonl, events and
+            checkpoints.
 
     Raises:
-        ValueError: workdir holds a run of another config, differences listed.
+        ValueError: workdir holds a run of another config or other people, or what to
+            start from does not fit.
+        FileNotFoundError: nothing to start from at `init.workdir`.
         FloatingPointError: the loss is not finite, with the step, the positions of
             its batch and the last good checkpoint.
         OSError: workdir cannot be written.
     """
     c, workdir = run.config, pathlib.Path(workdir).absolute()
-    _claim(workdir, c)
+    _claim(workdir, run)
     manager = checkpoint.open_manager(
         workdir / "checkpoints", keep=c.checkpoint.keep, best=c.checkpoint.best
     )
@@ -59,6 +65,7 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
             shape=run.shape,
             config_text=text,
             metrics=scalars,
+            notes={"num_classes": run.source.num_classes},
         )
 
     def evaluate(state: Any) -> dict[str, float]:
@@ -116,16 +123,31 @@ def evaluate(
     Returns:
         (step, results by the name of the set).
     """
+    found, variables = restore(run, workdir, step=step)
+    return found, run.evaluate(variables)
+
+
+def restore(
+    run: Run, workdir: str | pathlib.Path, *, step: str = "best"
+) -> tuple[int, dict[str, Any]]:
+    """Return (step, what the network is applied with) of a checkpoint.
+
+    Args:
+        run: built from what `saved_config` returns.
+        workdir: of the training run.
+        step: "latest", "best" or a number.
+    """
     with _reader(workdir, run.config) as manager:
         found = checkpoint.find(manager, step)
         shape = tuple(checkpoint.about(manager, found)["shape"])
-        like = run.abstract_variables(shape)
         # An average of the parameters is what was evaluated in training too.
-        name = "ema" if run.config.optim.ema > 0 else "params"
-        kept = checkpoint.restore(
-            manager, found, like=like | {name: like["params"]}, part=True
+        variables = checkpoint.restore_variables(
+            manager,
+            found,
+            like=run.abstract_variables(shape),
+            ema=run.config.optim.ema > 0,
         )
-    return found, run.evaluate(kept | {"params": kept[name]})
+    return found, variables
 
 
 def saved_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -149,9 +171,9 @@ def scalars_of(results: Mapping[str, Result]) -> dict[str, float]:
     }
 
 
-def _claim(workdir: pathlib.Path, c: ml_collections.ConfigDict) -> None:
-    """Write config.json into a new workdir, or check the one that is there."""
-    path = workdir / "config.json"
+def _claim(workdir: pathlib.Path, run: Run) -> None:
+    """Write config and class names into a new workdir, or check those it has."""
+    path, c = workdir / "config.json", run.config
     if path.exists():
         wrong = config.differences(config.loads(path.read_text()), c)
         if wrong:
@@ -159,9 +181,17 @@ def _claim(workdir: pathlib.Path, c: ml_collections.ConfigDict) -> None:
                 f"{workdir} holds a run of another config; take a new --workdir, or"
                 f" the old settings: {'; '.join(wrong)}"
             )
+    names, before = run.class_names, transfer.class_names(workdir)
+    if before and before != names:
+        raise ValueError(
+            f"{workdir} was trained on {len(before)} people, data.source now has"
+            f" {run.source.num_classes}, or others; take a new --workdir"
+        )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(path, config.dumps(c))
+        if names:
+            write_text(workdir / transfer.CLASSES, json.dumps(names, indent=0))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -172,13 +202,21 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def _start(run: Run, manager: Any) -> tuple[int, steps.TrainState]:
+    """Return (updates done, state): resumed, from given weights, or drawn."""
     latest = manager.latest_step()
-    if latest is None:
+    if latest is not None:
+        about = checkpoint.about(manager, latest)
+        start = about["position"] // run.config.data.batch_size
+        logging.info("resuming at step %d", start)
+        return start, checkpoint.restore(manager, latest, like=run.abstract)
+    if not run.config.init.workdir:
         return 0, run.first_state()
-    about = checkpoint.about(manager, latest)
-    start = about["position"] // run.config.data.batch_size
-    logging.info("resuming at step %d", start)
-    return start, checkpoint.restore(manager, latest, like=run.abstract)
+    workdir = pathlib.Path(run.config.init.workdir).absolute()
+    theirs = saved_config(workdir)
+    with _reader(workdir, theirs) as reader:
+        step = checkpoint.find(reader, run.config.init.step)
+        given = transfer.Given(workdir, theirs, reader, step)
+        return 0, transfer.first_state(run, given)
 
 
 def _reader(workdir: str | pathlib.Path, c: ml_collections.ConfigDict) -> Any:

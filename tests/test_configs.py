@@ -11,7 +11,8 @@ from PIL import Image
 from jaxface import assembly, config, experiment
 from jaxface.data.sources import synthetic
 
-RECIPES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -26,21 +27,43 @@ def faces(tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_a_recipe_trains_and_is_evaluated(path, faces, tmp_path):
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+def load(name):
+    module_spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    takes_faces = inspect.signature(module.get_config).parameters
-    given = (f"faces={faces}",) if takes_faces else ()
-    c = config.tiny(module.get_config(*given))
+    return module
+
+
+def train(name, workdir, given):
+    """Train a recipe for two steps."""
+    c = config.tiny(load(name).get_config(*given))
     c.mesh.devices = 1
     c.data.max_bad = 0.0
     # As many pairs as so few people have.
-    for name, line in c.eval.sets.items():
-        c.eval.sets[name] = line.replace("count=1000, folds=5", "count=12, folds=2")
-    experiment.train(assembly.build(c), tmp_path)
+    for key, line in c.eval.sets.items():
+        c.eval.sets[key] = line.replace("count=1000, folds=5", "count=12, folds=2")
+    experiment.train(assembly.build(c), workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_and_is_evaluated(name, faces, tmp_path):
+    takes_faces = inspect.signature(load(name).get_config).parameters
+    given = (f"faces={faces}",) if takes_faces else ()
+    if name == "finetune":
+        train("real_small", tmp_path / "before", given)
+        given = (f"{given[0]},init={tmp_path / 'before'},head=grow",)
+    train(name, tmp_path, given)
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["step"] == 2
     assert any(key.endswith("/accuracy") for key in json.loads(rows[-1]))
+
+
+def test_fine_tuning_augments_and_keeps_what_the_network_was_made_for():
+    line = "decode('bgr')|center_crop(100)|resize(96)|normalize(mean=(1, 2, 3), std=4)"
+    assert load("finetune").augmented(line) == (
+        "decode('bgr')|random_shift(4)|center_crop(100)|resize(96)"
+        "|flip|color_jitter(0.2, 0.2, 0.2)|normalize(mean=(1, 2, 3), std=4)"
+    )
+    with pytest.raises(ValueError, match=r"finetune starts from a workdir.*:init="):
+        load("finetune").get_config("faces=x")

@@ -22,6 +22,7 @@ from flax import linen as nn
 from flax import struct
 
 from jaxface import parallel
+from jaxface.train import multipliers
 from jaxface.types import Batch, Loss
 
 
@@ -106,7 +107,13 @@ def init_state(
 
 
 def make_grads(
-    model: nn.Module, loss: Loss, *, axis: parallel.Axis, clip: float = 0.0
+    model: nn.Module,
+    loss: Loss,
+    *,
+    axis: parallel.Axis,
+    clip: float = 0.0,
+    frozen: Callable[[str], bool] = lambda path: False,
+    frozen_stats: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[Any, TrainState, dict[str, jax.Array]]]:
     """Make the first half: gradients, written for one device.
 
@@ -115,6 +122,10 @@ def make_grads(
         loss: returns this device's share.
         axis: mesh axis name(s) for the collectives; None for one device.
         clip: largest global norm of the backbone's gradient; 0 turns it off.
+        frozen: path -> whether its gradient is left out and given as zero; `tx` must
+            leave it alone too, see `multipliers.scaled`.
+        frozen_stats: apply the network as in evaluation: running statistics are used
+            and kept, and nothing is dropped.
 
     Returns:
         grads(state, batch) -> (gradients, state with new statistics, metrics).
@@ -125,11 +136,16 @@ def make_grads(
         drop_key, margin_key = jax.random.split(key)
         keys = jax.vmap(lambda p: jax.random.fold_in(drop_key, p))(batch["position"])
 
-        def share_of(trainable: dict[str, Any]) -> Any:
+        # Only what moves is differentiated, so the rest costs no backward pass, and
+        # no sum over devices.
+        moving, fixed = _split(state.trainable, frozen)
+
+        def share_of(moving: Any) -> Any:
+            trainable = _joined(moving, fixed)
             embedding, changed = model.apply(
                 {"params": trainable["params"], "batch_stats": state.batch_stats},
                 batch["image"],
-                train=True,
+                train=not frozen_stats,
                 keys=keys,
                 mutable=["batch_stats"],
             )
@@ -145,7 +161,7 @@ def make_grads(
 
         (share, (stats, margin_state, metrics)), g = jax.value_and_grad(
             share_of, has_aux=True
-        )(state.trainable)
+        )(moving)
         # Shares sum to the mean, so replicated leaves are summed, never averaged;
         # head rows live on one device and already have their whole gradient.
         g["params"], g["margin"], total = parallel.psum(
@@ -155,8 +171,10 @@ def make_grads(
         if clip > 0:
             factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
             g["params"] = jax.tree.map(lambda x: x * factor, g["params"])
-        # Synced statistics are equal already; local ones must become one state.
-        stats = parallel.pmean(stats, axis)
+        g = _joined(g, jax.tree.map(jnp.zeros_like, fixed))
+        # Synced statistics are equal already; local ones must become one state. The
+        # mean of equal numbers is not always that number, so frozen ones are passed by.
+        stats = state.batch_stats if frozen_stats else parallel.pmean(stats, axis)
         state = state.replace(batch_stats=stats, margin_state=margin_state)
         return g, state, metrics | {"loss": total, "grad_norm": norm}
 
@@ -189,3 +207,19 @@ def make_update(
         )
 
     return update
+
+
+def _split(tree: Any, frozen: Callable[[str], bool]) -> tuple[Any, Any]:
+    """Return (what moves, what is frozen), each with None in the other's places."""
+    fixed = jax.tree_util.tree_map_with_path(
+        lambda path, _: frozen(multipliers.name_of(path)), tree
+    )
+    moving = jax.tree.map(lambda x, f: None if f else x, tree, fixed)
+    return moving, jax.tree.map(lambda x, f: x if f else None, tree, fixed)
+
+
+def _joined(a: Any, b: Any) -> Any:
+    """Undo `_split`."""
+    return jax.tree.map(
+        lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None
+    )

@@ -1,0 +1,101 @@
+"""Which parts of a run fit each other; what does not is refused before any training.
+
+The one law: a message names the setting, what was got, what was wanted and what to do.
+
+    check_input(run)        # preprocessing and network
+    check_mesh(run)         # batches, optimizer and devices
+    check_training(run)     # loss, images, checkpoints, multipliers
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxface import config, spec
+from jaxface.train import multipliers
+
+if TYPE_CHECKING:
+    from jaxface.assembly import Run
+
+
+def check_input(run: Run) -> None:
+    """Refuse preprocessing that gives the network what it was not made for."""
+    model = run.model
+    for line in (run.pipeline, run.eval_pipeline):
+        if line.color != model.color:
+            raise ValueError(
+                f"the preprocessing gives {line.color}, the model wants"
+                f" {model.color}; {_cure(line, model.color)}"
+            )
+        if line.scale != (model.mean, model.std):
+            raise ValueError(
+                f"the preprocessing normalises by (mean, std) {line.scale}, the model"
+                f" wants mean={model.mean}, std={model.std}; end the line with"
+                f" normalize(mean={model.mean}, std={model.std})"
+            )
+
+
+def _cure(line: Any, color: str) -> str:
+    if color == "bgr":
+        return "put `bgr` before `normalize`, or decode(color='bgr') for such a source"
+    return "drop `bgr`" if line.reads == "rgb" else "write decode(color='rgb')"
+
+
+def check_mesh(run: Run) -> None:
+    """Refuse batches and optimizers that the devices cannot share."""
+    c, n = run.config, run.mesh.size
+    for key in ("data.batch_size", "eval.batch_size"):
+        if config.get(c, key) % n:
+            raise ValueError(
+                f"{key} is {config.get(c, key)}, which {n} devices cannot share"
+                f" evenly; wanted a multiple of {n}, or --config.mesh.devices=1"
+            )
+    if 1024 % n:
+        raise ValueError(f"{n} devices cannot share classes; wanted a divisor of 1024")
+    if c.mesh.how == "pmap" and not run.make_tx.func.elementwise:
+        raise ValueError(
+            f"mesh.how='pmap' needs an element-wise optimizer, got {c.optim.name!r}"
+        )
+
+
+def check_training(run: Run) -> None:
+    """Refuse what only training would trip over; this opens the training images."""
+    c = run.config
+    if c.loss.margin and not takes_margin(run.make_loss):
+        raise ValueError(
+            f"loss {c.loss.name!r} takes no margin, got {c.loss.margin!r};"
+            ' set config.loss.margin = ""'
+        )
+    _ = run.loss, run.tx  # opens the training images, binds what is left
+    if run.rules:
+        _check_rules(run)
+    save, look = run.every(c.checkpoint.every), run.every(c.eval.every)
+    if c.checkpoint.best and save % look:
+        raise ValueError(
+            f"checkpoint.best needs every checkpoint evaluated: checkpoint.every is"
+            f" {save} steps, eval.every {look}; make one a multiple of the other"
+        )
+    name = c.checkpoint.best.removeprefix("-").partition("/")[0]
+    if name and name not in run.evaluators:
+        raise spec.unknown("checkpoint.best: evaluation set", name, run.evaluators)
+
+
+def _check_rules(run: Run) -> None:
+    """Refuse rules that match nothing, and a frozen network whose statistics move."""
+    state = jax.eval_shape(run.init)
+    multipliers.check(config.multipliers(run.config.optim.multipliers), state.trainable)
+    paths = jax.tree_util.tree_leaves_with_path({"params": state.params})
+    frozen = multipliers.frozen(run.rules)
+    still = all(frozen(multipliers.name_of(path)) for path, _ in paths)
+    if still and state.batch_stats and not run.config.model.frozen_stats:
+        raise ValueError(
+            "optim.multipliers freezes the whole network, but its running statistics"
+            " would move; set --config.model.frozen_stats=True"
+        )
+
+
+def takes_margin(make_loss: Any) -> bool:
+    """Tell whether a bound loss has a margin rule."""
+    return "margin" in make_loss.func.__dataclass_fields__
