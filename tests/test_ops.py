@@ -17,6 +17,7 @@ LINES = [
     "center_crop((20,17))",
     "random_crop(25,pad=3)",
     "flip",
+    "bgr",
     "random_rotate(45)",
     "random_zoom(0.6,1.5)",
     "random_shift(5)",
@@ -181,6 +182,7 @@ def test_gray_has_equal_channels_and_normalize_is_arithmetic():
         ("decode|flip(p=2)", ValueError, r"0 \.\. 1"),
         ("decode|random_zoom(2,1)", ValueError, "0 < lo <= hi"),
         ("decode(color='hsv')", ValueError, "'rgb' or 'bgr'"),
+        ("decode(color='bgr')|bgr", ValueError, "bgr already"),
     ],
 )
 def test_wrong_lines_say_what_is_wrong(line, error, message):
@@ -192,6 +194,13 @@ def test_a_line_knows_its_size_and_colour():
     pipeline = ops.parse("decode(color='bgr')|resize((9,8))|center_crop(7)|flip")
     assert (pipeline.size, pipeline.color) == ((7, 7), "bgr")
     assert ops.parse("decode|flip").size is None
+    swapped = ops.parse("decode|bgr|flip|normalize")
+    assert (swapped.reads, swapped.color) == ("rgb", "bgr")
+
+
+def test_bgr_reverses_the_channels():
+    out = ops.parse("decode|bgr").numpy(picture(), np.zeros(0))
+    np.testing.assert_array_equal(out, picture()[..., ::-1])
 
 
 def odd_images():

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxface import convert, foreign
 from jaxface.models import seed_cnn
 from jaxface.train import optim
 
@@ -53,6 +54,21 @@ def test_embedding_is_the_layer_under_the_logit():
     assert y.shape == (4, 128)
     want = y @ last["kernel"] + last["bias"].reshape(1, 1)
     np.testing.assert_allclose(whole.apply(variables, x), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_keras_file_converts_by_the_order_of_its_layers(tmp_path):
+    theirs = keras_model(24, "float32")
+    theirs.save(tmp_path / "seed.keras")
+    found = convert.from_tensors(
+        "seed_cnn(size=24)",
+        foreign.read(tmp_path / "seed.keras"),
+        channels_last=foreign.flattens_rows(tmp_path / "seed.keras"),
+    )
+    assert (found.how, found.folded) == ("order", False)
+    x, _ = batch(24, np.float32)
+    got = seed_cnn.Model(size=24).apply({"params": found.variables["params"]}, x)
+    np.testing.assert_allclose(got, theirs(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_first_weights_are_keras_defaults():

@@ -44,6 +44,8 @@ def parse(line: str) -> pipeline.Pipeline:
             raise spec.unknown("op", call.name, known)
         if (call.name == "decode") != (i == 0):
             raise ValueError(f"{line!r}: `decode` must be the first op, and only that")
+        if call.name == "bgr" and ops[0].color == "bgr":
+            raise ValueError(f"{line!r}: the images are bgr already; drop `bgr`")
         if call.name == "normalize" and i != len(calls) - 1:
             raise ValueError(f"{line!r}: `normalize` must be the last op")
         build = spec.bind(known[call.name], call)
@@ -58,8 +60,8 @@ def decode(color: str = "rgb") -> pipeline.Op:
     """Turn encoded bytes into pixels; pixels pass through.
 
     Args:
-        color: channel order the source gives and the model expects. Nothing is
-            swapped: loaders refuse a source of the other order.
+        color: channel order the source gives. Nothing is swapped here: loaders
+            refuse a source of the other order; `bgr` swaps for a model that wants it.
     """
     if color not in ("rgb", "bgr"):
         raise ValueError(f"color {color!r}: wanted 'rgb' or 'bgr'")
@@ -83,6 +85,15 @@ def decode(color: str = "rgb") -> pipeline.Op:
 
     return pipeline.Op(
         lambda record, z: decoding.pixels(record), tensorflow, color=color
+    )
+
+
+def bgr() -> pipeline.Op:
+    """Reverse the channels of an rgb image, for networks trained on bgr ones."""
+    return pipeline.Op(
+        lambda image, z: image[..., ::-1],
+        lambda tf, image, z: tf.reverse(image, [-1]),
+        color="bgr",
     )
 
 

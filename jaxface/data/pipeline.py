@@ -34,7 +34,7 @@ class Op:
         law: uniforms [B, draws] in [0, 1) -> the bodies' numbers [B, m].
         size: (H, W) of the output, where it does not depend on the input's.
         warps: the numbers are a matrix of `resample.warp`.
-        color: channel order, of an op that decodes.
+        color: channel order from here on, of an op that decodes or swaps.
         scale: (mean, std), of an op that normalises.
     """
 
@@ -60,7 +60,12 @@ class Pipeline:
 
     @property
     def color(self) -> str:
-        """Channel order of the images, "rgb" or "bgr"."""
+        """Channel order of the images that come out, "rgb" or "bgr"."""
+        return next(op.color for op in reversed(self.ops) if op.color)
+
+    @property
+    def reads(self) -> str:
+        """Channel order of the records that go in."""
         return self.ops[0].color
 
     @property

@@ -135,9 +135,9 @@ class Stream:
 
 def check_color(source: types.Source, pipeline: pipelines.Pipeline) -> None:
     """Refuse a source whose channel order is not the one the line declares."""
-    if source.color != pipeline.color:
+    if source.color != pipeline.reads:
         raise ValueError(
             f"the source gives {source.color}, the preprocessing declares"
-            f" {pipeline.color}; write decode(color={source.color!r}) if the model"
-            " expects that too"
+            f" {pipeline.reads}; write decode(color={source.color!r}), and `bgr` before"
+            " `normalize` for a model that wants it swapped"
         )
