@@ -335,8 +335,8 @@ def smallest(name):
     return next(iter(FAMILIES[name].PUBLISHED), "Model")
 
 
-@pytest.mark.slow  # whole networks, compiled for eight devices
-@every_small
+@pytest.mark.slow  # whole networks, compiled for eight devices: a minute each
+@pytest.mark.parametrize("name", ["iresnet", "vit"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_published_sizes_train_on_eight_devices(name, dtype):
     make = VARIANTS[f"{name}.{smallest(name)}"]
