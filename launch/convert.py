@@ -49,12 +49,18 @@ def weights_in() -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out={out} is there already; name a new folder")
     tensors = foreign.read(_SOURCE.value)
-    found = convert.from_tensors(
-        _MODEL.value,
-        tensors,
-        port=_PORT.value,
-        channels_last=foreign.flattens_rows(_SOURCE.value),
-    )
+    try:
+        found = convert.from_tensors(
+            _MODEL.value,
+            tensors,
+            port=_PORT.value,
+            channels_last=foreign.flattens_rows(_SOURCE.value),
+        )
+    except convert.MismatchError as error:
+        logging.info("looking for a variant that fits ...")
+        others = convert.variants(_MODEL.value, tensors, port=_PORT.value)
+        advice = f"; it fits --model={' or '.join(others)}" if others else ""
+        raise ValueError(f"{_SOURCE.value}: {error}{advice}") from None
     net = convert.Network(found.line)
     report: dict[str, Any] = {
         "source": str(_SOURCE.value),
@@ -86,14 +92,17 @@ def weights_in() -> None:
 
 
 def settings(line: str, net: convert.Network) -> Any:
-    """Return a config that evaluates the model on rgb images of any size."""
+    """Return a config that evaluates the model on square rgb images of any size."""
     c, model = config.base(), net.model
-    size = repr(model.size).replace(" ", "")
+    H, W, _ = net.shape
+    fit = f"resize({max(H, W)})"
+    if H != W:  # 112x96 is 112x112 without its sides, not squeezed
+        fit += f"|center_crop(({H}, {W}))"
     swap = "bgr|" if model.color == "bgr" else ""
     scaled = f"{swap}normalize(mean={model.mean}, std={model.std})"
     c.model.name = line
-    c.data.ops = f"decode|resize({size})|flip|{scaled}"
-    c.data.eval_ops = f"decode|resize({size})|{scaled}"
+    c.data.ops = f"decode|{fit}|flip|{scaled}"
+    c.data.eval_ops = f"decode|{fit}|{scaled}"
     c.optim.ema = 0.0
     return c
 

@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from jaxface import checkpoint, convert, foreign
 from jaxface.convert import names, network, order
+from jaxface.data import ops
 from jaxface.foreign import safetensor
 from jaxface.models import iresnet, mobilefacenet
 
@@ -103,6 +104,13 @@ def test_another_family_is_refused():
     tensors, _ = theirs()
     with pytest.raises(convert.MismatchError, match="differ"):
         convert.from_tensors("mobilefacenet(stages=(1, 0, 0, 0), size=16)", tensors)
+
+
+def test_the_variant_that_fits_is_found():
+    tensors, _ = theirs("mobilefacenet.xiaoccer", "xiaoccer")
+    with pytest.raises(convert.MismatchError):
+        convert.from_tensors("mobilefacenet.mbf", tensors)
+    assert convert.variants("mobilefacenet.mbf", tensors) == ["mobilefacenet.xiaoccer"]
 
 
 def test_unknown_port_and_model_get_the_nearest_name():
@@ -244,6 +252,22 @@ def test_command_makes_a_workdir_that_evaluates_and_goes_back_out(tmp_path):
     code, _, wrong = command(f"--source={source}", f"--model={LINE}", f"--out={out}")
     assert code == 1
     assert "is there already" in wrong
+
+
+def test_command_cuts_the_sides_off_for_a_narrow_network(tmp_path):
+    source, out = tmp_path / "theirs.safetensors", tmp_path / "run"
+    safetensor.write(source, theirs("mobilefacenet.xiaoccer", "xiaoccer")[0])
+    code, _, wrong = command(
+        f"--source={source}", "--model=mobilefacenet.xiaoccer", f"--out={out}"
+    )
+    assert code == 0, wrong
+    line = json.loads((out / "config.json").read_text())["data"]["eval_ops"]
+    assert line == (
+        "decode|resize(112)|center_crop((112, 96))|normalize(mean=127.5, std=128.0)"
+    )
+    pipeline, face = ops.parse(line), np.zeros((112, 112, 3), np.uint8)
+    image = pipeline.numpy(face, pipeline.numbers(np.arange(1), seed=0)[0])
+    assert image.shape == (112, 96, 3)
 
 
 def test_command_refuses_a_malicious_pickle_and_leaves_nothing(tmp_path):

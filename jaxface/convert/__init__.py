@@ -98,6 +98,22 @@ def from_tensors(
     return Converted(line, net.tree(arrays), "order", origin, (), folded)
 
 
+def variants(line: str, tensors: Tensors, *, port: str = "") -> list[str]:
+    """Return the lines of the model's family, without arguments, that tensors fit."""
+    family, call = family_of(line)
+    fits = []
+    for name in spec.public(family):
+        other = f"{call.name.partition('.')[0]}.{name}"
+        try:
+            from_tensors(other, tensors, port=port)
+        except MismatchError:
+            continue
+        except ValueError:  # it fits, and a port must be given
+            pass
+        fits.append(other)
+    return fits
+
+
 def _only(fits: Mapping[str, Converted]) -> Converted:
     """Return the one that fits; several must agree about the images."""
     if len({found.line for found in fits.values()}) > 1:
