@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,16 +29,6 @@ from jaxface.types import Port, Published
 
 _init = nn.initializers.truncated_normal(0.02)  # cut at two deviations, as timm's
 _FOURIER = 32  # waves per axis of the positional encoding
-
-
-def _uniform(fan_in: int) -> Callable[..., jax.Array]:
-    """Torch's default for the bias of a linear layer: within 1 / sqrt(fan_in)."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 def _norm(dtype: Any, name: str) -> nn.LayerNorm:
@@ -82,7 +71,7 @@ class _LowRank(nn.Module):
             kernel_init=common.torch_linear,
         )
         x = dense(self.rank, use_bias=False, name="linear1")(x)
-        bias = _uniform(self.rank)
+        bias = common.torch_bias(self.rank)
         return dense(self.features, bias_init=bias, name="linear2")(x)
 
 
@@ -353,7 +342,7 @@ class Model(nn.Module):
             dtype=full,
             param_dtype=full,
             kernel_init=common.torch_linear,
-            bias_init=_uniform(C),
+            bias_init=common.torch_bias(C),
             name="head_fc",
         )
         return dense(x)

@@ -34,15 +34,6 @@ from jaxface.types import Port, Published
 _init = nn.initializers.normal(0.02)
 
 
-def _within(bound: float) -> Callable[..., jax.Array]:
-    """Make torch's initialiser of biases: uniform in [-bound, bound]."""
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 class _Attention(nn.Module):
     """Multi-head self-attention; the products and the softmax are in float32."""
 
@@ -259,7 +250,7 @@ class Model(nn.Module):
             dtype=self.dtype,
             param_dtype=full,
             kernel_init=common.torch_linear,
-            bias_init=_within((3 * self.patch**2) ** -0.5),
+            bias_init=common.torch_bias(3 * self.patch**2),
             name="patch",
         )
         x = embed(x)
