@@ -103,7 +103,6 @@ def settings(line: str, net: convert.Network) -> Any:
     c.model.name = line
     c.data.ops = f"decode|{fit}|flip|{scaled}"
     c.data.eval_ops = f"decode|{fit}|{scaled}"
-    c.optim.ema = 0.0
     return c
 
 
