@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxface.models import common
+from jaxface.models import depthwise
 
 
 def native(x, kernel, stride, padding):
@@ -54,7 +54,7 @@ CASES = [  # kernel, stride, padding, H, W; M channels per group
 def test_equals_the_native_form(k, stride, padding, H, W, M):
     with jax.enable_x64(True):
         x, kernel = draw((2, H, W, 6), (k, k, M, 6))
-        ours = functools.partial(common.depthwise, stride=stride, padding=padding)
+        ours = functools.partial(depthwise.depthwise, stride=stride, padding=padding)
         oracle = functools.partial(native, stride=stride, padding=padding)
         (weight,) = draw(jax.eval_shape(oracle, x, kernel).shape)
         got = jax.jit(functools.partial(value_and_grads, ours))(x, kernel, weight)
@@ -66,7 +66,7 @@ def test_equals_the_native_form(k, stride, padding, H, W, M):
 
 def test_same_outside_jit():
     x, kernel = draw((2, 5, 5, 4), (3, 3, 1, 4), dtype=jnp.float32)
-    ours = functools.partial(common.depthwise, padding=1)
+    ours = functools.partial(depthwise.depthwise, padding=1)
     for a, b in zip(
         value_and_grads(ours, x, kernel, x),
         value_and_grads(functools.partial(native, stride=1, padding=1), x, kernel, x),
@@ -78,7 +78,7 @@ def test_same_outside_jit():
 def test_sharded_over_eight_devices():
     with jax.enable_x64(True):
         x, kernel = draw((16, 6, 6, 4), (3, 3, 1, 4))
-        ours = functools.partial(common.depthwise, padding=1)
+        ours = functools.partial(depthwise.depthwise, padding=1)
 
         def share(x, kernel):
             y, dx, dk = value_and_grads(ours, x, kernel, x)
@@ -101,7 +101,7 @@ def test_sharded_over_eight_devices():
 @pytest.mark.parametrize(("platform", "grouped"), [("cpu", False), ("cuda", True)])
 def test_platform_chooses_the_form_when_compiled(platform, grouped):
     x, kernel = draw((1, 6, 6, 4), (3, 3, 1, 4), dtype=jnp.float32)
-    grad = jax.grad(lambda x, k: common.depthwise(x, k, padding=1).sum(), (0, 1))
+    grad = jax.grad(lambda x, k: depthwise.depthwise(x, k, padding=1).sum(), (0, 1))
     traced = jax.jit(grad).trace(x, kernel)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert ("convolution" in text) == grouped
@@ -109,7 +109,7 @@ def test_platform_chooses_the_form_when_compiled(platform, grouped):
 
 def test_bfloat16_adds_up_in_float32():
     x, kernel = draw((2, 32, 32, 3), (3, 3, 1, 3), dtype=jnp.bfloat16)
-    ours = functools.partial(common.depthwise, padding=1)
+    ours = functools.partial(depthwise.depthwise, padding=1)
     got = value_and_grads(ours, x, kernel, x)
     wide = [a.astype(jnp.float32) for a in (x, kernel, x)]
     for a, b in zip(got, value_and_grads(ours, *wide), strict=True):
@@ -120,4 +120,4 @@ def test_bfloat16_adds_up_in_float32():
 @pytest.mark.parametrize("kernel", [(3, 3, 1, 5), (3, 3, 3, 4), (7, 7, 1, 4)])
 def test_shapes_that_do_not_fit_are_refused(kernel):
     with pytest.raises(ValueError, match="depthwise kernel"):
-        common.depthwise(jnp.ones((1, 6, 6, 4)), jnp.ones(kernel))
+        depthwise.depthwise(jnp.ones((1, 6, 6, 4)), jnp.ones(kernel))

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxface import describe, models, spec
-from jaxface.models import common, iresnet
+from jaxface.models import common, depthwise, iresnet
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -76,7 +76,7 @@ def test_convolution_by_hand(given, wanted):
 def test_depthwise_by_hand(shape, given, wanted, dtype):
     def body(module, x):
         kernel = weight(module, *shape).astype(dtype)
-        return common.depthwise(x.astype(dtype), kernel, **given)
+        return depthwise.depthwise(x.astype(dtype), kernel, **given)
 
     assert macs(body) == wanted
 
@@ -85,7 +85,7 @@ def test_weighted_sum_is_found_in_a_recomputed_block():
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return common.depthwise(x, weight(self, 8, 8, 1, 3))
+            return depthwise.depthwise(x, weight(self, 8, 8, 1, 3))
 
     model = net(lambda _, x: nn.remat(Block)(name="block")(x))
     (row,) = describe.layers(model, 8)
@@ -215,7 +215,7 @@ def test_xla_finds_two_flops_per_multiply_add():
 
 
 def test_xla_sees_through_the_cpu_form_of_depthwise():
-    model = net(lambda _, x: flat(common.Depthwise(kernel=3)(nn.Dense(64)(x))))
+    model = net(lambda _, x: flat(depthwise.Depthwise(kernel=3)(nn.Dense(64)(x))))
     cost = describe.cost(model, 32, memory=False)
     dense, shift = 32 * 32 * 3 * 64, 32 * 32 * 64 * 9
     assert cost.forward_flops == pytest.approx(2 * (dense + shift), rel=0.1)

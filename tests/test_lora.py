@@ -8,7 +8,7 @@ import test_finetune as finetune
 from flax import linen as nn
 
 from jaxface import assembly, experiment, lora
-from jaxface.models import common, iresnet, mobilefacenet
+from jaxface.models import depthwise, iresnet, mobilefacenet
 from jaxface.train import multipliers
 
 RULES = ((lora.FROZEN, 0.0),)
@@ -23,7 +23,7 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x, train=False, keys=None):
         x = nn.relu(nn.Conv(6, (3, 3), name="conv")(x))
-        x = common.Depthwise(name="depthwise")(x)
+        x = depthwise.Depthwise(name="depthwise")(x)
         return nn.Dense(self.dim, name="dense")(x.mean((1, 2)))
 
 

@@ -8,13 +8,11 @@ epsilon 1e-5), because the weights of this field come from there.
     x = conv(64, stride=2, dtype="bfloat16")(images)
     x = batch_norm(train=train, axis="data")(x)
     x = activate(x, "prelu")
-    x = Depthwise(kernel=3)(x)
+    x = Dropout(0.4, name="dropout")(x, train=train, keys=keys)
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
 import zlib
 from collections.abc import Callable
@@ -23,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 Axis = str | tuple[str, ...] | None  # mesh axis name(s) of collectives
 Pixels = float | tuple[float, float, float]  # of all channels, or one per channel
@@ -174,9 +171,11 @@ class Dropout(nn.Module):
     Attributes:
         rate: share of values set to zero, 0 <= rate < 1; the rest grow by
             1 / (1 - rate).
+        whole: all values of an example together: drop-path, where x is a branch.
     """
 
     rate: float
+    whole: bool = False
 
     @nn.compact
     def __call__(
@@ -201,192 +200,36 @@ class Dropout(nn.Module):
 
         def mask(key: jax.Array) -> jax.Array:
             key = jax.random.fold_in(key, layer)
-            return jax.random.bernoulli(key, 1 - self.rate, x.shape[1:])
+            shape = (1,) * (x.ndim - 1) if self.whole else x.shape[1:]
+            return jax.random.bernoulli(key, 1 - self.rate, shape)
 
         return jnp.where(jax.vmap(mask)(keys), x / (1 - self.rate), 0)
 
 
-def depthwise(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0
-) -> jax.Array:
-    """Convolve every channel, or every small group of M channels, on its own.
-
-    XLA:CPU runs the native grouped convolution 30 to 80 times too slowly, so there
-    the layer is a sum of shifted multiply-adds, with a gradient written out below.
-    GPU and TPU get the native form; the choice is made when the step is compiled.
-    Reverse mode only: no forward-mode derivatives (jvp) pass through.
-
-    Args:
-        x: [B, H, W, C].
-        kernel: [kh, kw, M, C], of x's dtype; M = 1 is the depthwise convolution.
-        stride: step between outputs, both ways.
-        padding: zeros put on every side.
-
-    Returns:
-        [B, H', W', C] with H' = (H + 2 padding - kh) // stride + 1.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    kh, kw, M, C = kernel.shape
-    if x.shape[-1] != C or C % M:
-        raise ValueError(
-            f"depthwise kernel {kernel.shape} on input {x.shape}; wanted"
-            " [kh, kw, M, C] on [B, H, W, C], where M divides C"
-        )
-    if x.shape[1] + 2 * padding < kh or x.shape[2] + 2 * padding < kw:
-        raise ValueError(
-            f"depthwise kernel {kernel.shape} is larger than its input {x.shape}"
-            f" padded by {padding}; use larger images or a smaller kernel"
-        )
-    if M == 1 and x.shape[1:3] == (kh, kw) and padding == 0:  # a weighted sum
-        return (x * kernel.reshape(1, kh, kw, C)).sum((1, 2), keepdims=True)
-    return _depthwise(x, kernel, stride, padding)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_shifted, stride=stride, padding=padding),
-        default=functools.partial(_native, stride=stride, padding=padding),
-    )
-
-
-def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> Any:
-    return _depthwise(x, kernel, stride, padding), (x, kernel)
-
-
-def _backward(stride: int, padding: int, saved: Any, g: jax.Array) -> Any:
-    def native(x: jax.Array, kernel: jax.Array, g: jax.Array) -> Any:
-        forward = functools.partial(_native, stride=stride, padding=padding)
-        return jax.vjp(forward, x, kernel)[1](g)
-
-    def shifted(x: jax.Array, kernel: jax.Array, g: jax.Array) -> Any:
-        dx = _shifted_dx(g, kernel, x.shape, stride=stride, padding=padding)
-        dk = _shifted_dk(x, g, kernel.shape, stride=stride, padding=padding)
-        return dx, dk.astype(kernel.dtype)
-
-    return lax.platform_dependent(*saved, g, cpu=shifted, default=native)
-
-
-_depthwise.defvjp(_forward, _backward)
-
-
-def _native(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1] // kernel.shape[2],
-    )
-
-
-def _pad(x: jax.Array, *edges: tuple[int, int, int]) -> jax.Array:
-    """Pad or crop H and W by (low, high, zeros between neighbours)."""
-    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-
-
-def _members(x: jax.Array, M: int) -> list[jax.Array]:
-    """For each place m in a group: x with m's channel in all places of its group."""
-    return [jnp.repeat(x[..., m::M], M, axis=-1) if M > 1 else x for m in range(M)]
-
-
-def _shifted(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
-) -> jax.Array:
-    """y[h, w] = sum over i, j of x[s h + i - p, s w + j - p] k[i, j]."""
-    kh, kw, M, C = kernel.shape
-    x = _pad(x, (padding, padding, 0), (padding, padding, 0))
-    H = (x.shape[1] - kh) // stride * stride + 1  # from a tap's first row to its last
-    W = (x.shape[2] - kw) // stride * stride + 1
-    y = jnp.zeros((), wide(x.dtype))
-    for i, j in itertools.product(range(kh), range(kw)):
-        tap = x[:, i : i + H : stride, j : j + W : stride].astype(y.dtype)
-        for m, member in enumerate(_members(tap, M)):
-            y = y + member * kernel[i, j, m].reshape(1, 1, 1, C)
-    return y.astype(x.dtype)
-
-
-def _shifted_dx(
-    g: jax.Array,
-    kernel: jax.Array,
-    shape: tuple[int, ...],
-    *,
-    stride: int,
-    padding: int,
-) -> jax.Array:
-    """The input gradient: the same sum with the kernel turned and g spread out."""
-    kh, kw, M, C = kernel.shape
-    edges = []
-    for size, out, k in zip(shape[1:3], g.shape[1:3], (kh, kw), strict=True):
-        low = k - 1 - padding
-        high = size + padding - ((out - 1) * stride + 1)
-        edges.append((low, high, stride - 1))
-    turned = kernel[::-1, ::-1].reshape(kh, kw, M, C // M, M)  # in, group, out
-    turned = turned.transpose(0, 1, 4, 3, 2).reshape(kernel.shape)
-    return _shifted(_pad(g, *edges), turned, stride=1, padding=0)
-
-
-def _shifted_dk(
-    x: jax.Array,
-    g: jax.Array,
-    shape: tuple[int, ...],
-    *,
-    stride: int,
-    padding: int,
-) -> jax.Array:
-    """The kernel gradient, dk[i, j] = sum of x[s h + i - p, s w + j - p] g[h, w].
-
-    Walks down the rows of g and adds up products [B, W', C], one sum per tap: every
-    row is read while it is in cache, and the adds vectorise over channels, which
-    XLA:CPU does not manage for one fused multiply-and-reduce (8 ms against 106 ms
-    for a 3x3 kernel on [16, 56, 56, 128] and two cores).
-    """
-    kh, kw, M, C = shape
-    B, H, W, _ = g.shape
-    x = _pad(x, (padding, padding, 0), (padding, padding, 0))
-    zero = jnp.zeros((B, W, C), wide(x.dtype))
-    span = (W - 1) * stride + 1
-
-    def row(a: jax.Array, h: jax.Array) -> jax.Array:
-        return lax.dynamic_index_in_dim(a, h, 1, keepdims=False)
-
-    def add_row(h: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        up = row(g, h).astype(zero.dtype)
-        taps = [
-            member
-            for i, j in itertools.product(range(kh), range(kw))
-            for member in _members(row(x, h * stride + i)[:, j : j + span : stride], M)
-        ]
-        return tuple(s + tap * up for s, tap in zip(sums, taps, strict=True))
-
-    sums = lax.fori_loop(0, H, add_row, (zero,) * (kh * kw * M))
-    return jnp.stack([s.sum((0, 1)) for s in sums]).reshape(shape)
-
-
-class Depthwise(nn.Module):
-    """A grouped convolution without bias whose groups keep their width.
+class Mlp(nn.Module):
+    """Dense, activation, dense: what a transformer's block does to each token.
 
     Attributes:
-        kernel: side of the square kernel, padded by half.
-        stride: step between outputs.
-        group: channels per group; 1 is a depthwise convolution.
-        dtype: compute dtype.
+        hidden: features in between.
+        activation: what they pass through.
+        dropout: rate after either layer.
+        train: whether that happens.
+        dense: makes a layer of so many features.
     """
 
-    kernel: int = 3
-    stride: int = 1
-    group: int = 1
-    dtype: Any = jnp.float32
+    hidden: int
+    activation: Callable[[jax.Array], jax.Array]
+    dropout: float
+    train: bool
+    dense: Callable[..., nn.Dense]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map x [B, H, W, C] to [B, H', W', C]."""
-        shape = (self.kernel, self.kernel, self.group, x.shape[-1])
-        kernel = self.param("kernel", kaiming_group, shape, wide(self.dtype))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return depthwise(x, kernel, stride=self.stride, padding=(self.kernel - 1) // 2)
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Map x [..., C] by keys [B], one per example."""
+
+        def drop(x: jax.Array, name: str) -> jax.Array:
+            layer = Dropout(self.dropout, name=name)
+            return layer(x, train=self.train, keys=keys)
+
+        y = self.activation(self.dense(self.hidden, name="fc1")(x))
+        return drop(self.dense(x.shape[-1], name="fc2")(drop(y, "drop1")), "drop2")

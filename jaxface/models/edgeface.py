@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxface.models import common
+from jaxface.models import common, depthwise
 from jaxface.types import Port, Published
 
 _init = nn.initializers.truncated_normal(0.02)  # cut at two deviations, as timm's
@@ -104,7 +104,7 @@ class _Depthwise(nn.Module):
         kernel = self.param("kernel", _init, (self.kernel, self.kernel, 1, C), full)
         bias = self.param("bias", nn.initializers.zeros, (C,), full)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = common.depthwise(x, kernel, padding=self.kernel // 2)
+        x = depthwise.depthwise(x, kernel, padding=self.kernel // 2)
         return x + bias.astype(self.dtype).reshape(1, 1, 1, C)
 
 
@@ -187,9 +187,9 @@ class _Block(nn.Module):
         init = nn.initializers.constant(self.scale)
         last = (1,) * (x.ndim - 1)
         gamma = self.param("gamma" + part, init, x.shape[-1:], common.wide(self.dtype))
-        drop = common.Dropout(self.drop, name="drop_path" + part)
-        kept = drop(jnp.ones((len(x), *last), x.dtype), train=self.train, keys=keys)
-        return x * kept * gamma.astype(self.dtype).reshape(*last, -1)
+        drop = common.Dropout(self.drop, whole=True, name="drop_path" + part)
+        kept = drop(x, train=self.train, keys=keys)
+        return kept * gamma.astype(self.dtype).reshape(*last, -1)
 
     def branch(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Normalise, map to four times the channels and back, scale; [B, H, W, C]."""

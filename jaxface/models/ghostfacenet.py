@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxface.models import common, heads
+from jaxface.models import common, depthwise, heads
 from jaxface.types import Port, Published
 
 _init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
@@ -107,9 +107,9 @@ class _Depthwise(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         h, w = (self._pad(n, k) for n, k in zip(x.shape[1:3], self.kernel, strict=True))
         if h == w and h[0] == h[1]:  # nothing to copy
-            return common.depthwise(x, kernel, stride=self.stride, padding=h[0])
+            return depthwise.depthwise(x, kernel, stride=self.stride, padding=h[0])
         x = jnp.pad(x, ((0, 0), h, w, (0, 0)))
-        return common.depthwise(x, kernel, stride=self.stride)
+        return depthwise.depthwise(x, kernel, stride=self.stride)
 
     def _pad(self, size: int, kernel: int) -> tuple[int, int]:
         if not self.same:

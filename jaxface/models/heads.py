@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.models import common
+from jaxface.models import common, depthwise
 
 AFFINE = {  # of the last norm: what is learned there
     "both": {},
@@ -138,7 +138,7 @@ class GDC(_Head):
         _, H, W, C = x.shape
         full = common.wide(self.dtype)
         kernel = self.param("kernel", common.kaiming_group, (H, W, 1, C), full)
-        x = common.depthwise(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = depthwise.depthwise(x.astype(self.dtype), kernel.astype(self.dtype))
         x = self.norm(dtype=self.dtype, name="bn")(x)
         return self.finish(self.drop(x, train=train, keys=keys))
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.models import common, heads
+from jaxface.models import common, depthwise, heads
 from jaxface.types import Port, Published
 
 
@@ -53,7 +53,7 @@ class _Bottleneck(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         layer = functools.partial
         conv = layer(common.conv, kernel=1, dtype=self.dtype)
-        shift = layer(common.Depthwise, stride=self.stride, dtype=self.dtype)
+        shift = layer(depthwise.Depthwise, stride=self.stride, dtype=self.dtype)
         norm, act = self.norm, self.activation
         y = _ConvBlock(layer(conv, self.inner), norm, act, name="expand")(x)
         y = _ConvBlock(shift, norm, act, name="depthwise")(y)
@@ -150,7 +150,7 @@ class Model(nn.Module):
         x = block(layer(conv, trunk, stride=2), name="stem")(x)
         if self.stages[0] == 1:
             # arcface_torch keeps 64 groups on a wider trunk: `scale` channels each
-            grouped = layer(common.Depthwise, group=self.scale, dtype=self.dtype)
+            grouped = layer(depthwise.Depthwise, group=self.scale, dtype=self.dtype)
             first = functools.partial(
                 _ConvBlock,
                 norm=norm,

@@ -114,24 +114,6 @@ class _Attention(nn.Module):
         return table[_offsets(self.side)].transpose(2, 0, 1)
 
 
-class _Mlp(nn.Module):
-    """Dense, GELU, dense."""
-
-    hidden: int
-    dropout: float
-    train: bool
-    dense: Callable[..., nn.Dense]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        def drop(x: jax.Array, name: str) -> jax.Array:
-            layer = common.Dropout(self.dropout, name=name)
-            return layer(x, train=self.train, keys=keys)
-
-        y = nn.gelu(self.dense(self.hidden, name="fc1")(x), approximate=False)
-        return drop(self.dense(x.shape[-1], name="fc2")(drop(y, "drop1")), "drop2")
-
-
 class _Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): eq. (3).
 
@@ -153,7 +135,8 @@ class _Block(nn.Module):
         given = self.dropout, self.train, self.dense
         hidden = int(x.shape[-1] * self.expand)
         attention = _Attention(self.heads, self.side, self.shift, *given, name="attn")
-        mlp = _Mlp(hidden, *given, name="mlp")
+        gelu = functools.partial(nn.gelu, approximate=False)
+        mlp = common.Mlp(hidden, gelu, *given, name="mlp")
         x = self._add(x, attention(self.norm(name="norm1")(x), keys), keys, "path1")
         return self._add(x, mlp(self.norm(name="norm2")(x), keys), keys, "path2")
 
@@ -161,11 +144,8 @@ class _Block(nn.Module):
         self, x: jax.Array, branch: jax.Array, keys: jax.Array | None, name: str
     ) -> jax.Array:
         branch = branch.astype(x.dtype)  # the sum stays float32, as under autocast
-        if self.train:  # dropout of one number per example: 0 or 1 / (1 - rate)
-            gate = common.Dropout(self.drop_path, name=name)
-            one = jnp.ones((len(x), 1, 1, 1), x.dtype)
-            branch = branch * gate(one, train=True, keys=keys)
-        return x + branch
+        drop = common.Dropout(self.drop_path, whole=True, name=name)
+        return x + drop(branch, train=self.train, keys=keys)
 
 
 class _Merge(nn.Module):

@@ -56,24 +56,6 @@ class _Attention(nn.Module):
         return common.Dropout(self.dropout, name="drop")(y, train=self.train, keys=keys)
 
 
-class _Mlp(nn.Module):
-    """Dense, ReLU6, dense."""
-
-    hidden: int
-    dropout: float
-    train: bool
-    dense: Callable[..., nn.Dense]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        def drop(x: jax.Array, name: str) -> jax.Array:
-            layer = common.Dropout(self.dropout, name=name)
-            return layer(x, train=self.train, keys=keys)
-
-        y = drop(nn.relu6(self.dense(self.hidden, name="fc1")(x)), "drop1")
-        return drop(self.dense(x.shape[-1], name="fc2")(y), "drop2")
-
-
 class _Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); either branch may be dropped."""
 
@@ -90,7 +72,7 @@ class _Block(nn.Module):
         given = self.dropout, self.train, self.dense
         hidden = int(x.shape[-1] * self.expand)
         attention = _Attention(self.heads, *given, name="attn")
-        mlp = _Mlp(hidden, *given, name="mlp")
+        mlp = common.Mlp(hidden, nn.relu6, *given, name="mlp")
         x = self._add(x, attention(self.norm(name="norm1")(x), keys), keys, "path1")
         return self._add(x, mlp(self.norm(name="norm2")(x), keys), keys, "path2")
 
@@ -99,11 +81,8 @@ class _Block(nn.Module):
     ) -> jax.Array:
         """Add a branch, or for some examples of a training batch nothing."""
         branch = branch.astype(x.dtype)  # the sum stays float32, as under autocast
-        if self.train:  # dropout of one number per example: 0 or 1 / (1 - rate)
-            gate = common.Dropout(self.drop_path, name=name)
-            one = jnp.ones((len(x), 1, 1), x.dtype)
-            branch = branch * gate(one, train=True, keys=keys)
-        return x + branch
+        drop = common.Dropout(self.drop_path, whole=True, name=name)
+        return x + drop(branch, train=self.train, keys=keys)
 
 
 class _Head(nn.Module):
