@@ -100,13 +100,38 @@ class Loss:
         Returns:
             (share, new statistics, {"accuracy", "cosine", "norm"}).
         """
-        e, y, keys = _gather(embedding, batch, key=key, axis=axis)
-        w = head["kernel"].astype(e.dtype)
+        w = head["kernel"]
         ids = jnp.arange(w.shape[0]) + parallel.axis_index(axis) * w.shape[0]
-        mine = y[:, None] == ids[None, :]  # [B, C/n]
+        gathered = gather(embedding, batch, key=key, axis=axis)
+        return self.on_rows(w, ids, gathered, margin, axis=axis)
+
+    def on_rows(
+        self,
+        w: jax.Array,
+        ids: jax.Array,
+        gathered: tuple[jax.Array, jax.Array, jax.Array],
+        margin: tuple[Mapping[str, jax.Array], Mapping[str, jax.Array]],
+        *,
+        axis: parallel.Axis,
+    ) -> tuple[jax.Array, Mapping[str, jax.Array], Metrics]:
+        """Return this device's share over some classes, all of them or a sample.
+
+        Args:
+            w: [k, D], the weights of this device's k classes.
+            ids: [k], which classes they are; those from `num_classes` on are none.
+                Every label of the batch is among the ids of one device.
+            gathered: what `gather` returns.
+            margin: the rule's (trainable scalars, running statistics).
+            axis: mesh axis name(s), None for one device.
+
+        Returns:
+            As `share`.
+        """
+        e, y, keys = gathered
+        mine = y[:, None] == ids[None, :]  # [B, k]
         real = (ids < self.num_classes)[None, :]
 
-        cos, norm = self._logits(e, w)
+        cos, norm = self._logits(e, w.astype(e.dtype))
         target = parallel.psum(jnp.where(mine, cos, 0.0).sum(-1), axis)  # [B]
         best = parallel.pmax(jnp.where(real, cos, -jnp.inf).max(-1), axis)
         metrics = {
@@ -131,7 +156,7 @@ class Loss:
         return mean / parallel.axis_size(axis), ctx.state, metrics
 
     def _logits(self, e: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return (cosines or inner products [B, C/n], embedding norms [B])."""
+        """Return (cosines or inner products [B, k], embedding norms [B])."""
         unit_e, norm = _unit(e)
         if not _facts(self.rule).unit:
             return e @ w.T, norm
@@ -150,7 +175,7 @@ def _facts(rule: Any) -> Any:
     return getattr(rule, "func", rule)  # under the partial that holds its arguments
 
 
-def _gather(
+def gather(
     embedding: jax.Array, batch: Batch, *, key: jax.Array, axis: parallel.Axis
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return every device's (embeddings [B, D], labels [B], keys [B])."""
