@@ -27,9 +27,18 @@ from jax.sharding import PartitionSpec as P
 from jaxface import checks, config, embed, lora, losses, models, parallel, spec
 from jaxface import eval as protocols
 from jaxface.data import host, ops, pipeline, sources, stream
-from jaxface.train import multipliers, optim, schedules
+from jaxface.train import multipliers, optim, sampled, schedules
 from jaxface.train import step as steps
-from jaxface.types import Batch, Batches, Evaluator, Loss, Named, Result, Source
+from jaxface.types import (
+    Batch,
+    Batches,
+    Evaluator,
+    Loss,
+    Named,
+    Result,
+    SampledLoss,
+    Source,
+)
 
 AXIS = "data"
 
@@ -183,16 +192,29 @@ class Run:
     def step(self) -> parallel.Step:
         """The compiled train step."""
         c = self.config
-        return parallel.compile_step(
-            steps.make_grads(
-                self.model,
+        make_grads = functools.partial(
+            steps.make_grads,
+            self.model,
+            axis=AXIS,
+            clip=c.optim.clip,
+            frozen=multipliers.frozen(self.rules),
+            frozen_stats=c.model.frozen_stats,
+        )
+        update = steps.make_update(self.tx, ema=c.optim.ema)
+        if isinstance(self.loss, SampledLoss):
+            body = sampled.make_body(
                 self.loss,
+                make_grads=make_grads,
+                update=update,
                 axis=AXIS,
-                clip=c.optim.clip,
-                frozen=multipliers.frozen(self.rules),
-                frozen_stats=c.model.frozen_stats,
-            ),
-            steps.make_update(self.tx, ema=c.optim.ema),
+                clip=c.optim.head_clip,
+            )
+            return parallel.compile_body(
+                body, specs=self.specs, mesh=self.mesh, axis=AXIS, how=c.mesh.how
+            )
+        return parallel.compile_step(
+            make_grads(self.loss),
+            update,
             specs=self.specs,
             grad_specs={"params": P(), "head": P(AXIS), "margin": P()},
             mesh=self.mesh,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxface import config, spec
+from jaxface import config, spec, types
 from jaxface.train import multipliers
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def check_training(run: Run) -> None:
             ' set config.loss.margin = ""'
         )
     _ = run.loss, run.tx  # opens the training images, binds what is left
+    _check_sampling(run)
     if run.rules:
         _check_rules(run)
     save, look = run.every(c.checkpoint.every), run.every(c.eval.every)
@@ -80,6 +81,30 @@ def check_training(run: Run) -> None:
     name = c.checkpoint.best.removeprefix("-").partition("/")[0]
     if name and name not in run.evaluators:
         raise spec.unknown("checkpoint.best: evaluation set", name, run.evaluators)
+
+
+def _check_sampling(run: Run) -> None:
+    """Refuse what does not go with a loss that samples classes, or only with one."""
+    c, n = run.config, run.mesh.size
+    if not isinstance(run.loss, types.SampledLoss):
+        if c.optim.head_clip:
+            raise ValueError(
+                f"optim.head_clip is {c.optim.head_clip}, a norm per class shard, and"
+                f" loss {c.loss.name!r} has none; wanted 0, or a loss such as"
+                " 'partial_fc(rate=1.0)', which is softmax in class shards"
+            )
+        return
+    if run.loss.shards % n:
+        raise ValueError(
+            f"{n} devices cannot share {run.loss.shards} class shards evenly; wanted"
+            f" partial_fc(shards=...) a multiple of {n}, or fewer devices"
+        )
+    if not getattr(run.make_tx.func, "elementwise", False):
+        raise ValueError(
+            f"partial_fc updates the sampled rows alone, so it needs an element-wise"
+            f" optimizer, got {c.optim.name!r}, which looks at whole arrays; take"
+            " another, or loss 'softmax'"
+        )
 
 
 def _check_rules(run: Run) -> None:

@@ -68,6 +68,8 @@ def base() -> ml_collections.ConfigDict:
     c.optim.schedule = "polynomial(power=1.0)"  # of train.schedules
     c.optim.warmup = "0 steps"
     c.optim.clip = 5.0  # largest norm of the backbone's gradient; 0: off
+    # Largest norm of the head's gradient in each class shard of partial_fc; 0: off
+    c.optim.head_clip = 0.0
     # Factors of the learning rate, regex over the parameter's path -> factor: the
     # first that matches wins, 0 freezes, no match is 1. As in
     # "{'^params/conv1/': 0, '^params/': 0.1}"; paths are params/..., head/kernel.
@@ -157,6 +159,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _range(c, "data.max_bad", 0, 1)
     _range(c, "optim.ema", 0, 0.999999)
     _range(c, "optim.clip", 0, math.inf)
+    _range(c, "optim.head_clip", 0, math.inf)
     _range(c, "optim.lr", 0, math.inf)
     multipliers(c.optim.multipliers)
     if c.init.head == "grow" and not c.init.workdir:

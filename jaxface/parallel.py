@@ -17,8 +17,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from jaxface.types import Sample
 
 Axis = str | tuple[str, ...] | None
 Step = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
@@ -45,20 +48,40 @@ def state_specs(state: Any, *, axis: Axis) -> Any:
         state: tree of arrays or shapes.
         axis: mesh axis name(s) the classes are sharded over.
     """
-    # A layer of the network may be called head too, so `params` goes first.
-    table = (
-        (r"(^|/)(params|ema|batch_stats)/", P()),
-        (r"(^|/)head/", P(axis)),
-        (r"", P()),
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: P(axis) if of_classes(path, leaf) else P(), state
     )
 
-    def spec(path: Any, leaf: Any) -> P:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if leaf.ndim == 0:
-            return P()
-        return next(s for pattern, s in table if re.search(pattern, name))
 
-    return jax.tree_util.tree_map_with_path(spec, state)
+def of_classes(path: Any, leaf: Any) -> bool:
+    """Tell whether an array of the state has rows for classes, by its tree path."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    # A layer of the network may be called head too, so `params` goes first.
+    if leaf.ndim == 0 or re.search(r"(^|/)(params|ema|batch_stats)/", name):
+        return False
+    return re.search(r"(^|/)head/", name) is not None
+
+
+def take_rows(x: jax.Array, sample: Sample) -> jax.Array:
+    """Copy the sampled classes' rows out of an array [classes * K, ...].
+
+    Returns:
+        [shards * k * K, ...] the K rows of each class; zeros for empty slots.
+    """
+    places = _rows_of(sample, x)
+    return x.at[places].get(mode="fill", fill_value=0, unique_indices=True)
+
+
+def put_rows(x: jax.Array, sample: Sample, rows: jax.Array) -> jax.Array:
+    """Write what `take_rows` took back to its place; all other rows stay."""
+    places = _rows_of(sample, x)
+    return x.at[places].set(rows, mode="drop", unique_indices=True)
+
+
+def _rows_of(sample: Sample, x: jax.Array) -> jax.Array:
+    per_class = x.shape[0] // sample.classes
+    first = sample.place.reshape(-1, 1) * per_class
+    return (first + jnp.arange(per_class)[None, :]).reshape(-1)
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
@@ -121,12 +144,49 @@ def compile_step(
 
         places = (shardings(specs, mesh), NamedSharding(mesh, P()))
         return jax.jit(step, donate_argnums=0, out_shardings=places)
+
+    def body(state: Any, batch: Any) -> Any:
+        g, state, metrics = grads(state, batch)
+        return update(g, state), metrics
+
+    return compile_body(body, specs=specs, mesh=mesh, axis=axis, how=how)
+
+
+def compile_body(
+    body: Step, *, specs: Any, mesh: Mesh, axis: Axis, how: str = "jit"
+) -> Step:
+    """Compile a step whose update, too, is written for one device.
+
+    Args:
+        body: (state, batch) -> (state, metrics), its optimizer element-wise, since it
+            sees only this device's rows of the head.
+        specs: PartitionSpecs of the state.
+        mesh: the devices.
+        axis: mesh axis name(s) of the batch.
+        how: "jit" or "pmap".
+
+    Returns:
+        As `compile_step`.
+
+    Raises:
+        ValueError: unknown `how`, or pmap over several processes.
+    """
+    if how == "jit":
+        sharded = jax.shard_map(
+            body,
+            mesh=mesh,
+            in_specs=(specs, P(axis)),
+            out_specs=(specs, P()),
+            check_vma=False,
+        )
+        places = (shardings(specs, mesh), NamedSharding(mesh, P()))
+        return jax.jit(sharded, donate_argnums=0, out_shardings=places)
     if how == "pmap":
-        return _pmap_step(grads, update, specs=specs, mesh=mesh, axis=axis)
+        return _pmap_step(body, specs=specs, mesh=mesh, axis=axis)
     raise ValueError(f"mesh.how is {how!r}; wanted 'jit' or 'pmap'")
 
 
-def _pmap_step(grads: Any, update: Any, *, specs: Any, mesh: Mesh, axis: Axis) -> Step:
+def _pmap_step(body: Step, *, specs: Any, mesh: Mesh, axis: Axis) -> Step:
     if jax.process_count() > 1:
         raise ValueError("mesh.how='pmap' runs in one process; use 'jit' for several")
     n = mesh.size
@@ -150,10 +210,6 @@ def _pmap_step(grads: Any, update: Any, *, specs: Any, mesh: Mesh, axis: Axis) -
             axes,
             is_leaf=lambda x: x is None,
         )
-
-    def body(state: Any, batch: Any) -> Any:
-        g, state, metrics = grads(state, batch)
-        return update(g, state), metrics
 
     mapped = jax.pmap(
         body,

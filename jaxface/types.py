@@ -153,6 +153,46 @@ class Loss(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+    """Some of a device's classes, drawn for one step; shards of equal length.
+
+    Attributes:
+        place: [shards, k] int32, where they are among this device's classes; each
+            once, and an empty slot is somewhere past the end.
+        id: [shards, k] int32, which classes they are; none in empty slots.
+        classes: how many this device has.
+    """
+
+    place: jax.Array
+    id: jax.Array
+    classes: int
+
+
+@runtime_checkable
+class SampledLoss(Protocol):
+    """A `Loss` that needs only some rows of its head in a step; `isinstance` tells.
+
+    Attributes:
+        shards: into how many parts the classes fall, whatever the devices.
+    """
+
+    @property
+    def shards(self) -> int:
+        """The number of class shards."""
+        ...
+
+    def sample(
+        self, label: jax.Array, *, key: jax.Array, axis: str | tuple[str, ...] | None
+    ) -> Sample:
+        """Draw this device's classes, those of every device's labels among them."""
+        ...
+
+    def over(self, ids: jax.Array) -> Loss:
+        """Return the loss whose head is the rows of these classes and no others."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
 class Published:
     """What the makers of a network print about it.
 

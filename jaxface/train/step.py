@@ -106,6 +106,11 @@ def init_state(
     )
 
 
+def step_key(state: TrainState) -> jax.Array:
+    """Return the key of all draws of the next step: of network, then of loss."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+
 def make_grads(
     model: nn.Module,
     loss: Loss,
@@ -132,8 +137,7 @@ def make_grads(
     """
 
     def grads(state: TrainState, batch: Batch) -> Any:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        drop_key, margin_key = jax.random.split(key)
+        drop_key, margin_key = jax.random.split(step_key(state))
         keys = jax.vmap(lambda p: jax.random.fold_in(drop_key, p))(batch["position"])
 
         # Only what moves is differentiated, so the rest costs no backward pass, and
