@@ -54,10 +54,16 @@ def check_mesh(run: Run) -> None:
             )
     if 1024 % n:
         raise ValueError(f"{n} devices cannot share classes; wanted a divisor of 1024")
-    if c.mesh.how == "pmap" and not run.make_tx.func.elementwise:
+    if c.mesh.how == "pmap" and not _elementwise(run.make_tx.func):
         raise ValueError(
-            f"mesh.how='pmap' needs an element-wise optimizer, got {c.optim.name!r}"
+            f"mesh.how='pmap' needs an element-wise optimizer, got {c.optim.name!r},"
+            " which looks at whole arrays; set --config.mesh.how=jit"
         )
+
+
+def _elementwise(make_tx: Any) -> bool:
+    """Whether an optimizer is known to be right on a part of an array."""
+    return getattr(make_tx, "elementwise", False)
 
 
 def check_training(run: Run) -> None:
