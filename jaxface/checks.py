@@ -52,6 +52,13 @@ def check_mesh(run: Run) -> None:
                 f"{key} is {config.get(c, key)}, which {n} devices cannot share"
                 f" evenly; wanted a multiple of {n}, or --config.mesh.devices=1"
             )
+    parts = c.train.microbatches
+    if c.data.batch_size % (n * parts):
+        raise ValueError(
+            f"train.microbatches is {parts}, into which the {c.data.batch_size // n}"
+            f" images of each device do not divide; wanted a data.batch_size that is"
+            f" a multiple of {n * parts}"
+        )
     if 1024 % n:
         raise ValueError(f"{n} devices cannot share classes; wanted a divisor of 1024")
     if c.mesh.how == "pmap" and not _elementwise(run.make_tx.func):

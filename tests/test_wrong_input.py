@@ -42,6 +42,7 @@ def changed(**values):
         ("optim__name", "sgdd", KeyError, "did you mean 'sgd'"),
         ("optim__name", "lmab", KeyError, "did you mean 'lamb'"),
         ("optim__name", "muon(b3=1)", ValueError, r"muon takes \(lr, beta"),
+        ("train__microbatches", 4, ValueError, "the 2 images of each.*multiple of 32"),
         ("optim__schedule", "cosin", KeyError, "did you mean 'cosine'"),
         ("train__length", "3 weeks", ValueError, "wanted a number and one of steps"),
         ("data__batch_size", 12, ValueError, "8 devices cannot share.*multiple of 8"),
