@@ -199,6 +199,8 @@ class Run:
             clip=c.optim.clip,
             frozen=multipliers.frozen(self.rules),
             frozen_stats=c.model.frozen_stats,
+            microbatches=c.train.microbatches,
+            sam=c.optim.sam,
         )
         update = steps.make_update(self.tx, ema=c.optim.ema)
         if isinstance(self.loss, SampledLoss):

@@ -52,12 +52,25 @@ def check_mesh(run: Run) -> None:
                 f"{key} is {config.get(c, key)}, which {n} devices cannot share"
                 f" evenly; wanted a multiple of {n}, or --config.mesh.devices=1"
             )
+    parts = c.train.microbatches
+    if c.data.batch_size % (n * parts):
+        raise ValueError(
+            f"train.microbatches is {parts}, into which the {c.data.batch_size // n}"
+            f" images of each device do not divide; wanted a data.batch_size that is"
+            f" a multiple of {n * parts}"
+        )
     if 1024 % n:
         raise ValueError(f"{n} devices cannot share classes; wanted a divisor of 1024")
-    if c.mesh.how == "pmap" and not run.make_tx.func.elementwise:
+    if c.mesh.how == "pmap" and not _elementwise(run.make_tx.func):
         raise ValueError(
-            f"mesh.how='pmap' needs an element-wise optimizer, got {c.optim.name!r}"
+            f"mesh.how='pmap' needs an element-wise optimizer, got {c.optim.name!r},"
+            " which looks at whole arrays; set --config.mesh.how=jit"
         )
+
+
+def _elementwise(make_tx: Any) -> bool:
+    """Whether an optimizer is known to be right on a part of an array."""
+    return getattr(make_tx, "elementwise", False)
 
 
 def check_training(run: Run) -> None:

@@ -75,9 +75,13 @@ def base() -> ml_collections.ConfigDict:
     # "{'^params/conv1/': 0, '^params/': 0.1}"; paths are params/..., head/kernel.
     c.optim.multipliers = ""
     c.optim.ema = 0.0  # decay of averaged weights, used in evaluation; 0: off
+    c.optim.sam = 0.0  # rho of sharpness-aware minimisation, such as 0.05; 0: off
 
     c.train = ml_collections.ConfigDict()
     c.train.length = "20 epochs"
+    # Parts of each device's batch, one after another, in the memory of one; the
+    # gradient is their mean.
+    c.train.microbatches = 1
 
     c.mesh = ml_collections.ConfigDict()
     c.mesh.how = "jit"  # or "pmap", in one process
@@ -154,12 +158,18 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _choice(c, "eval.embed", ("flip_sum", "output"))
     _choice(c, "init.head", ("new", "grow"))
     _choice(c, "model.dtype", ("float32", "bfloat16", "float16", "float64"))
-    for key in ("data.batch_size", "eval.batch_size", "checkpoint.keep"):
+    for key in (
+        "data.batch_size",
+        "eval.batch_size",
+        "checkpoint.keep",
+        "train.microbatches",
+    ):
         _range(c, key, 1, math.inf)
     _range(c, "data.max_bad", 0, 1)
     _range(c, "optim.ema", 0, 0.999999)
     _range(c, "optim.clip", 0, math.inf)
     _range(c, "optim.head_clip", 0, math.inf)
+    _range(c, "optim.sam", 0, math.inf)
     _range(c, "optim.lr", 0, math.inf)
     multipliers(c.optim.multipliers)
     if c.init.head == "grow" and not c.init.workdir:

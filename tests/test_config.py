@@ -45,6 +45,8 @@ def test_an_unknown_key_names_the_nearest():
         ("data.batch_size", 0, "data.batch_size is 0; wanted 1"),
         ("eval.every", "0 steps", "wanted more than nothing"),
         ("optim.ema", 1.0, "optim.ema is 1.0"),
+        ("optim.sam", -0.1, "optim.sam is -0.1; wanted 0"),
+        ("train.microbatches", 0, "train.microbatches is 0; wanted 1"),
     ],
 )
 def test_validation_names_key_value_and_choices(key, value, match):

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from jaxface import assembly, checkpoint, config, experiment, transfer
+from jaxface import assembly, checkpoint, config, experiment, spec, transfer
 from jaxface.data.sources import synthetic
 from jaxface.losses import softmax
 from jaxface.train import multipliers, optim
@@ -171,7 +171,7 @@ def test_a_frozen_network_is_trained_as_it_is_evaluated(own, tmp_path):
     assert np.abs(state.head["kernel"] - begin(c, tmp_path).head["kernel"]).max() > 0
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "keras_adam"])
+@pytest.mark.parametrize("name", spec.public(optim))
 def test_a_factor_is_that_learning_rate_and_zero_is_none(name):
     make = getattr(optim, name)
     rules = (("^params/slow/", 0.25), ("^params/still/", 0.0))

@@ -1,4 +1,6 @@
-"""Optimizers against their formulas, schedules at points worked out by hand."""
+"""Optimizers against their formulas, and by listing against the laws of all."""
+
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +9,15 @@ import optax
 import pytest
 
 from jaxface import spec
-from jaxface.train import optim, schedules
+from jaxface.train import multipliers, optim
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(4, 3))
 GRADS = RNG.normal(size=(3, 4, 3))
+ALL = spec.public(optim)
+DECAYING = [
+    n for n, f in ALL.items() if "weight_decay" in inspect.signature(f).parameters
+]
 
 
 def rate(step):
@@ -19,15 +25,21 @@ def rate(step):
     return 0.1 / (1 + step)
 
 
-def run(tx, w, grads):
+def run(tx, w, grads, name="params/kernel"):
     """Apply updates in float64 to one parameter, named so that decay reaches it."""
+
+    def tree(x):
+        for part in reversed(name.split("/")):
+            x = {part: x}
+        return jax.tree.map(jnp.asarray, x)
+
     with jax.enable_x64(True):
-        params = {"kernel": jnp.asarray(w)}
+        params = tree(w)
         state = tx.init(params)
         for g in grads:
-            updates, state = tx.update({"kernel": jnp.asarray(g)}, state, params)
+            updates, state = tx.update(tree(g), state, params)
             params = optax.apply_updates(params, updates)
-        return np.asarray(params["kernel"])
+        return np.asarray(jax.tree.leaves(params)[0])
 
 
 def torch_sgd(w, grads, mu, wd, nesterov):
@@ -82,18 +94,140 @@ def test_keras_adam_puts_epsilon_before_the_bias_correction():
     assert np.abs(want - other).max() > 1e-3
 
 
-@pytest.mark.parametrize("make", [optim.sgd, optim.adamw])
-def test_decay_spares_norms_biases_slopes_and_margins(make):
+def test_adagrad_divides_by_the_root_of_all_squares():
+    w, s = W, np.zeros_like(W)
+    for t, grad in enumerate(GRADS):
+        g = grad + 0.03 * w
+        s = s + g**2
+        w = w - rate(t) * g / np.sqrt(s)
+    got = run(optim.adagrad(lr=rate, weight_decay=0.03), W, GRADS)
+    np.testing.assert_allclose(got, w, rtol=1e-12)
+
+
+def test_adagrad_moves_nothing_without_a_gradient():
+    got = run(optim.adagrad(lr=rate, weight_decay=0.0), W, 0 * GRADS)
+    np.testing.assert_array_equal(got, W)
+
+
+def test_lion_steps_by_the_sign():
+    w, m = W, np.zeros_like(W)
+    for t, g in enumerate(GRADS):
+        w = w - rate(t) * (np.sign(0.9 * m + 0.1 * g) + 0.3 * w)
+        m = 0.8 * m + 0.2 * g
+    got = run(optim.lion(lr=rate, b2=0.8, weight_decay=0.3), W, GRADS)
+    np.testing.assert_allclose(got, w, rtol=1e-12)
+
+
+def test_lamb_worked_by_hand():
+    # m and v corrected are g and g^2, so u = sign(g) + 0.5 w = (2.5, -1); |w| = 5
+    w, g = np.array([[3.0], [-4.0]]), np.array([[0.2], [1.0]])
+    got = run(optim.lamb(lr=lambda t: 0.1, eps=0.0, weight_decay=0.5), w, [g])
+    np.testing.assert_allclose(got, w - 0.5 / 7.25**0.5 * np.array([[2.5], [-1.0]]))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_lamb_is_algorithm_2_and_a_bias_takes_adams_step(bias):
+    w, m, v = W, np.zeros_like(W), np.zeros_like(W)
+    for t, g in enumerate(GRADS, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        u = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6)
+        u = u if bias else u + 0.2 * w
+        ratio = 1.0 if bias else np.linalg.norm(w) / np.linalg.norm(u)
+        w = w - rate(t - 1) * ratio * u
+    name = "params/fc/bias" if bias else "head/kernel"
+    got = run(optim.lamb(lr=rate, weight_decay=0.2), W, GRADS, name)
+    np.testing.assert_allclose(got, w, rtol=1e-9)
+
+
+def newton_schulz(x, steps):
+    """Jordan's quintic iteration on a matrix with no more rows than columns."""
+    x = x / np.linalg.norm(x)
+    for _ in range(steps):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def test_muon_takes_orthonormal_steps_of_one_size():
+    w, m = W.T, np.zeros_like(W.T)
+    for t, g in enumerate(np.swapaxes(GRADS, 1, 2), 1):
+        m = 0.95 * m + 0.05 * g
+        # Nesterov, both terms corrected for their start from zero
+        ahead = 0.95 * m / (1 - 0.95 ** (t + 1)) + 0.05 * g / (1 - 0.95**t)
+        u = 0.2 * 4**0.5 * newton_schulz(ahead, 5)
+        w = w - rate(t - 1) * (u + 0.1 * w)
+    got = run(optim.muon(lr=rate, weight_decay=0.1), W, GRADS)
+    np.testing.assert_allclose(got, w.T, rtol=1e-6)
+
+
+def test_muons_first_step_is_near_the_orthonormal_factor():
+    u, s, v = np.linalg.svd(GRADS[0], full_matrices=False)
+    assert s.max() / s.min() < 10
+    tx = optim.muon(lr=lambda t: 1.0, weight_decay=0.0)
+    step = (W - run(tx, W, GRADS[:1])) / (0.2 * 4**0.5)
+    inside = u.T @ step @ v.T
+    np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=1e-9)
+    assert np.all((np.diag(inside) > 0.6) & (np.diag(inside) < 1.3))
+    np.testing.assert_allclose(u @ inside @ v, step, atol=1e-9)
+
+
+def test_muon_sees_a_convolution_as_one_matrix():
+    rng = np.random.default_rng(1)
+    w, grads = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(3, 2, 3, 4, 5))
+    got = run(optim.muon(lr=rate), w, grads)
+    flat = run(optim.muon(lr=rate), w.reshape(24, 5), grads.reshape(3, 24, 5))
+    np.testing.assert_allclose(got, flat.reshape(w.shape), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("params/conv/bias", (4,)),
+        ("params/bn/scale", (4,)),
+        ("params/dw/kernel", (3, 3, 1, 4)),
+        ("params/pos_embed", (4, 3)),
+        ("head/kernel", (4, 3)),
+        ("margin/b", ()),
+    ],
+)
+def test_muon_leaves_the_rest_to_adamw(name, shape):
+    rng = np.random.default_rng(2)
+    w, grads = rng.normal(size=shape), rng.normal(size=(3, *shape))
+    want = run(optim.adamw(lr=rate, weight_decay=0.1), w, grads, name)
+    got = run(optim.muon(lr=rate, weight_decay=0.1), w, grads, name)
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_all_lower_a_quadratic(name):
+    goal = GRADS[0]
+    params = {"params": {"kernel": jnp.asarray(W, jnp.float32)}}
+    tx = ALL[name](lr=lambda step: 0.05)
+    state = tx.init(params)
+
+    def loss(params):
+        return jnp.sum((params["params"]["kernel"] - goal) ** 2)
+
+    losses = [float(loss(params))]
+    for _ in range(20):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(loss(params)))
+    assert losses[-1] < 0.85 * losses[0]
+
+
+@pytest.mark.parametrize("name", DECAYING)
+def test_decay_spares_norms_biases_slopes_and_margins(name):
     params = {
         "params": {
-            "conv": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
+            "conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
             "bn": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
             "prelu": {"slope": jnp.ones(2)},
         },
         "head": {"weight": jnp.ones(2)},
         "margin": {"b": jnp.ones(2)},
     }
-    tx = make(lr=lambda step: 0.1, weight_decay=0.5)
+    tx = ALL[name](lr=lambda step: 0.1, weight_decay=0.5)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zeros, tx.init(params), params)
     moved = {
@@ -114,10 +248,11 @@ def test_no_decay_is_an_argument():
     np.testing.assert_allclose(updates["bias"], -0.05)
 
 
-@pytest.mark.parametrize("name", spec.public(optim))
+@pytest.mark.parametrize(
+    "name", [n for n, f in ALL.items() if getattr(f, "elementwise", False)]
+)
 def test_elementwise_ones_give_a_shard_its_part_of_the_update(name):
-    make = spec.public(optim)[name]
-    assert make.elementwise
+    make = ALL[name]
     whole = run(make(lr=rate), W, GRADS)
     parts = [run(make(lr=rate), W[i : i + 2], GRADS[:, i : i + 2]) for i in (0, 2)]
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-14)
@@ -132,55 +267,65 @@ def test_config_lines_bind():
         spec.bind(optim.sgd, call, {"lr": rate})
 
 
-# peak 2, warm-up 10, run 110: hand-worked (step, rate)
-POINTS = {
-    "constant": ({}, [(10, 2.0), (109, 2.0)]),
-    "cosine": ({}, [(10, 2.0), (35, 1 + 0.5**0.5), (60, 1.0), (110, 0.0)]),
-    "polynomial": ({"power": 2.0}, [(10, 2.0), (60, 0.5), (85, 0.125), (110, 0.0)]),
-    "step": (
-        {"at": (0.5, 0.7), "factor": 0.1},
-        [(10, 2.0), (54, 2.0), (55, 0.2), (76, 0.2), (77, 0.02), (109, 0.02)],
+def torch_run(make, w, grads):
+    """What torch's optimizer of that name makes of the same gradients, in float64."""
+    torch = pytest.importorskip("torch", reason="pip install jaxface[peers]")
+    p = torch.nn.Parameter(torch.tensor(w))
+    tx = make(torch.optim, [p])
+    for t, g in enumerate(grads):
+        for group in tx.param_groups:
+            group["lr"] = rate(t)
+        p.grad = torch.tensor(g)
+        tx.step()
+    return p.detach().numpy()
+
+
+# ours, torch's, and how near they must come: torch's Muon computes in bfloat16
+PEERS = {
+    "sgd": (
+        optim.sgd(lr=rate, weight_decay=0.03, nesterov=True),
+        lambda o, p: o.SGD(p, momentum=0.9, weight_decay=0.03, nesterov=True),
+        1e-12,
+    ),
+    "adamw": (
+        optim.adamw(lr=rate, weight_decay=0.03),
+        lambda o, p: o.AdamW(p, weight_decay=0.03),
+        1e-6,
+    ),
+    "adagrad": (
+        optim.adagrad(lr=rate, weight_decay=0.03),
+        lambda o, p: o.Adagrad(p, weight_decay=0.03),
+        1e-8,
+    ),
+    "muon": (
+        optim.muon(lr=rate, weight_decay=0.03, beta=0.0),
+        lambda o, p: o.Muon(
+            p, weight_decay=0.03, momentum=0.0, adjust_lr_fn="match_rms_adamw"
+        ),
+        3e-3,
     ),
 }
 
 
-@pytest.mark.parametrize("name", POINTS)
-def test_schedules_at_points_worked_by_hand(name):
-    options, points = POINTS[name]
-    make = spec.public(schedules)[name]
-    lr = make(peak=2.0, warmup_steps=10, total_steps=110, **options)
-    for at, want in [(0, 0.0), (5, 1.0), (9, 1.8), *points]:
-        assert float(lr(at)) == pytest.approx(want, abs=1e-6), at
-        assert float(jax.jit(lr)(at)) == pytest.approx(want, abs=1e-6), at
+@pytest.mark.parametrize("name", PEERS)
+def test_torchs_optimizers_go_the_same_way(name):
+    ours, theirs, near = PEERS[name]
+    want = torch_run(theirs, W, GRADS)
+    np.testing.assert_allclose(run(ours, W, GRADS), want, rtol=0, atol=near)
 
 
-@pytest.mark.parametrize("name", POINTS)
-def test_without_warm_up_the_first_update_has_the_peak(name):
-    lr = spec.public(schedules)[name](peak=2.0, warmup_steps=0, total_steps=100)
-    assert float(lr(0)) == pytest.approx(2.0)
-
-
-def test_one_cycle_rises_and_falls_along_cosines():
-    lr = schedules.one_cycle(peak=2.0, warmup_steps=30, total_steps=100)
-    low, end = 2.0 / 25, 2.0 / 25 / 1e4
-    points = [(0, low), (15, (low + 2) / 2), (30, 2.0), (65, (2 + end) / 2), (100, end)]
-    for at, want in points:
-        assert float(lr(at)) == pytest.approx(want, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", spec.public(schedules))
-@pytest.mark.parametrize("warmup", [-1, 100, 200])
-def test_a_warm_up_longer_than_the_run_is_refused(name, warmup):
-    with pytest.raises(ValueError, match="warm-up"):
-        spec.public(schedules)[name](peak=1.0, warmup_steps=warmup, total_steps=100)
-
-
-@pytest.mark.parametrize("at", [(0.7, 0.5), (0.05, 0.5), (0.5, 1.0)])
-def test_steps_out_of_order_are_refused(at):
-    with pytest.raises(ValueError, match="rising"):
-        schedules.step(at=at, peak=1.0, warmup_steps=10, total_steps=100)
-
-
-def test_one_cycle_without_warm_up_is_refused():
-    with pytest.raises(ValueError, match="set one"):
-        schedules.one_cycle(peak=1.0, warmup_steps=0, total_steps=100)
+def test_what_is_frozen_never_enters_an_array_wide_step():
+    # LAMB and Muon look at whole arrays: one that is frozen must not be one of them
+    rules = (("still", 0.0), ("slow", 0.5))
+    names = ("still", "slow", "usual")
+    params = {"params": {n: {"kernel": jnp.asarray(W, jnp.float32)} for n in names}}
+    g = jax.tree.map(jnp.cos, params)
+    for name in ("lamb", "muon"):
+        tx = multipliers.scaled(ALL[name](lr=lambda t: 0.1), rules)
+        state = tx.init(params)
+        updates, _ = tx.update(g, state, params)
+        still, slow, usual = (updates["params"][n]["kernel"] for n in names)
+        assert not np.any(still)
+        np.testing.assert_allclose(2 * slow, usual, rtol=1e-6)
+        paths = jax.tree_util.tree_leaves_with_path(state)
+        assert not any("still" in jax.tree_util.keystr(path) for path, _ in paths)

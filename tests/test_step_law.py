@@ -46,8 +46,8 @@ def noisy(cos, target, norm, ctx):
 noisy.unit, noisy.params, noisy.state = True, {"b": 0.1}, {"t": 0.0}
 
 
-def make(loss, axis, tx):
-    net = Net(axis)
+def make(loss, axis, tx, network=Net, clip=1.0, **options):
+    net = network(axis)
 
     def init():
         state = steps.init_state(
@@ -57,14 +57,14 @@ def make(loss, axis, tx):
             lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state
         )
 
-    grads = steps.make_grads(net, loss, axis=axis, clip=1.0)
+    grads = steps.make_grads(net, loss, axis=axis, clip=clip, **options)
     return init, grads, steps.make_update(tx, ema=0.9)
 
 
-def run(loss, how, n_steps=3):
-    tx = optax.sgd(0.5, momentum=0.9)
+def run(loss, how, n_steps=3, tx=None, **options):
+    tx = tx or optax.sgd(0.5, momentum=0.9)
     axis = None if how == "dense" else "data"
-    init, grads, update = make(loss, axis, tx)
+    init, grads, update = make(loss, axis, tx, **options)
     state = jax.jit(init)()
     if how == "dense":
 

@@ -40,6 +40,9 @@ def changed(**values):
         ("data__source", "folder(path='none')", FileNotFoundError, "none"),
         ("data__source", "synthetic(people=3)", ValueError, r"takes \(identities"),
         ("optim__name", "sgdd", KeyError, "did you mean 'sgd'"),
+        ("optim__name", "lmab", KeyError, "did you mean 'lamb'"),
+        ("optim__name", "muon(b3=1)", ValueError, r"muon takes \(lr, beta"),
+        ("train__microbatches", 4, ValueError, "the 2 images of each.*multiple of 32"),
         ("optim__schedule", "cosin", KeyError, "did you mean 'cosine'"),
         ("train__length", "3 weeks", ValueError, "wanted a number and one of steps"),
         ("data__batch_size", 12, ValueError, "8 devices cannot share.*multiple of 8"),
@@ -52,6 +55,12 @@ def changed(**values):
 def test_a_wrong_config_is_refused_before_training(key, value, error, words):
     with pytest.raises(error, match=words):
         assembly.build(changed(**{key: value}))
+
+
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_pmap_refuses_optimizers_that_look_at_whole_arrays(name):
+    with pytest.raises(ValueError, match=f"element-wise optimizer, got '{name}'"):
+        assembly.build(changed(mesh__how="pmap", optim__name=name))
 
 
 def save_faces(root, counts):

@@ -12,6 +12,7 @@ the two lengths. The law: the rate rises in a straight line from 0 to `peak` ove
 from __future__ import annotations
 
 import itertools
+import math
 
 import optax
 
@@ -21,11 +22,49 @@ def constant(*, peak: float, warmup_steps: int, total_steps: int) -> optax.Sched
     return _warmed(optax.constant_schedule(peak), peak, warmup_steps, total_steps)
 
 
-def cosine(*, peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Fall to 0 along half a cosine (Loshchilov and Hutter, SGDR, ICLR 2017)."""
+def cosine(
+    *,
+    cycles: int = 1,
+    growth: float = 1.0,
+    floor: float = 0.0,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+) -> optax.Schedule:
+    """Fall along half a cosine, and again after each restart (SGDR eq. (5)).
+
+    Args:
+        cycles: falls; each but the first restarts from the peak.
+        growth: T_mult, the length of a cycle in lengths of the one before.
+        floor: where a fall ends, as a fraction of the peak.
+        peak: rate at the start of a cycle.
+        warmup_steps: updates of the rise, before the first cycle.
+        total_steps: updates of the run; the last cycle ends there.
+
+    Raises:
+        ValueError: no cycle, cycles of less than one update, growth <= 0, or a floor
+            outside [0, 1].
+
+    Loshchilov and Hutter, ICLR 2017.
+    """
     _check(warmup_steps, total_steps)
-    fall = optax.cosine_decay_schedule(peak, total_steps - warmup_steps)
-    return _warmed(fall, peak, warmup_steps, total_steps)
+    if cycles < 1 or not 0 < growth < math.inf or not 0 <= floor <= 1:
+        raise ValueError(
+            f"cosine(cycles={cycles}, growth={growth}, floor={floor}); wanted 1 cycle"
+            " or more, a growth above 0, a floor from 0 to 1"
+        )
+    ends = list(itertools.accumulate(growth**i for i in range(cycles)))
+    edges = [round((total_steps - warmup_steps) * end / ends[-1]) for end in ends]
+    lengths = [b - a for a, b in itertools.pairwise([0, *edges])]
+    if min(lengths) < 1:
+        raise ValueError(
+            f"cosine(cycles={cycles}, growth={growth}) cuts {edges[-1]} updates into"
+            f" cycles of {lengths}; wanted fewer, or a growth nearer to 1"
+        )
+    falls = [optax.cosine_decay_schedule(peak, n, alpha=floor) for n in lengths]
+    return _warmed(
+        optax.join_schedules(falls, edges[:-1]), peak, warmup_steps, total_steps
+    )
 
 
 def polynomial(

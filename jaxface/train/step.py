@@ -119,6 +119,8 @@ def make_grads(
     clip: float = 0.0,
     frozen: Callable[[str], bool] = lambda path: False,
     frozen_stats: bool = False,
+    microbatches: int = 1,
+    sam: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[Any, TrainState, dict[str, jax.Array]]]:
     """Make the first half: gradients, written for one device.
 
@@ -131,46 +133,41 @@ def make_grads(
             leave it alone too, see `multipliers.scaled`.
         frozen_stats: apply the network as in evaluation: running statistics are used
             and kept, and nothing is dropped.
+        microbatches: parts of a device's batch, which it must divide into, done one
+            after another; see `accumulated`.
+        sam: rho of sharpness-aware minimisation: the gradient is taken where the
+            loss is highest at this distance; 0 turns it off. Metrics and statistics
+            are those of the weights themselves.
 
     Returns:
         grads(state, batch) -> (gradients, state with new statistics, metrics).
     """
+    share_of = _make_share(model, loss, axis=axis, train=not frozen_stats)
 
     def grads(state: TrainState, batch: Batch) -> Any:
-        drop_key, margin_key = jax.random.split(step_key(state))
-        keys = jax.vmap(lambda p: jax.random.fold_in(drop_key, p))(batch["position"])
-
         # Only what moves is differentiated, so the rest costs no backward pass, and
         # no sum over devices.
         moving, fixed = _split(state.trainable, frozen)
+        carried = (state.batch_stats, state.margin_state)
 
-        def share_of(moving: Any) -> Any:
+        def share(moving: Any, carried: Any, part: Batch) -> Any:
             trainable = _joined(moving, fixed)
-            embedding, changed = model.apply(
-                {"params": trainable["params"], "batch_stats": state.batch_stats},
-                batch["image"],
-                train=not frozen_stats,
-                keys=keys,
-                mutable=["batch_stats"],
-            )
-            share, margin_state, metrics = loss.share(
-                trainable["head"],
-                (trainable["margin"], state.margin_state),
-                embedding,
-                batch,
-                key=margin_key,
-                axis=axis,
-            )
-            return share, (changed.get("batch_stats", {}), margin_state, metrics)
+            return share_of(trainable, carried, part, step_key(state))
 
-        (share, (stats, margin_state, metrics)), g = jax.value_and_grad(
-            share_of, has_aux=True
-        )(moving)
-        # Shares sum to the mean, so replicated leaves are summed, never averaged;
-        # head rows live on one device and already have their whole gradient.
-        g["params"], g["margin"], total = parallel.psum(
-            (g["params"], g["margin"], share), axis
-        )
+        pieces = accumulated(jax.value_and_grad(share, has_aux=True), microbatches)
+
+        def gradient(moving: Any) -> Any:
+            (total, aux), g = pieces(moving, carried, batch)
+            # Shares sum to the mean, so replicated leaves are summed, never averaged;
+            # head rows live on one device and already have their whole gradient.
+            g["params"], g["margin"], total = parallel.psum(
+                (g["params"], g["margin"], total), axis
+            )
+            return g, total, aux
+
+        g, total, ((stats, margin_state), metrics) = gradient(moving)
+        if sam > 0:
+            g, _, _ = gradient(_ascended(moving, g, rho=sam, axis=axis))
         norm = optax.tree.norm(g["params"])
         if clip > 0:
             factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
@@ -183,6 +180,44 @@ def make_grads(
         return g, state, metrics | {"loss": total, "grad_norm": norm}
 
     return grads
+
+
+def accumulated(value_and_grad: Any, parts: int) -> Any:
+    """Average values and gradients over parts of a batch, one after another.
+
+    Equal to the whole batch where examples do not meet (softmax rules, dropout).
+    Statistics are handed from part to part: BatchNorm normalises by one part, and
+    moves `parts` times.
+
+    Args:
+        value_and_grad: (weights, statistics, batch) -> ((mean over the batch,
+            (new statistics, metrics)), gradient).
+        parts: how many; example i is in part i mod `parts`, so that the parts are the
+            same on any number of devices.
+
+    Returns:
+        The same function, in the memory of one part; metrics are averaged.
+    """
+    if parts == 1:
+        return value_and_grad
+
+    def over_parts(weights: Any, carried: Any, batch: Batch) -> Any:
+        def one(carry: Any, i: jax.Array) -> Any:
+            carried, total = carry
+            part = jax.tree.map(
+                lambda x: x.reshape(-1, parts, *x.shape[1:])[:, i], batch
+            )
+            (value, (carried, metrics)), g = value_and_grad(weights, carried, part)
+            total = jax.tree.map(jnp.add, total, g)
+            return (carried, total), (value, metrics)
+
+        start = (carried, jax.tree.map(jnp.zeros_like, weights))
+        (carried, total), seen = jax.lax.scan(one, start, jnp.arange(parts))
+        value, metrics = jax.tree.map(lambda x: x.mean(0), seen)
+        g = jax.tree.map(lambda x: x / parts, total)
+        return (value, (carried, metrics)), g
+
+    return over_parts
 
 
 def make_update(
@@ -211,6 +246,45 @@ def make_update(
         )
 
     return update
+
+
+def _make_share(
+    model: nn.Module, loss: Loss, *, axis: parallel.Axis, train: bool
+) -> Callable[..., Any]:
+    """Make (trainable, statistics, batch, key) -> (share, (statistics, metrics))."""
+
+    def share_of(trainable: Any, carried: Any, batch: Batch, key: jax.Array) -> Any:
+        stats, margin_state = carried
+        drop_key, margin_key = jax.random.split(key)
+        keys = jax.vmap(lambda p: jax.random.fold_in(drop_key, p))(batch["position"])
+        embedding, changed = model.apply(
+            {"params": trainable["params"], "batch_stats": stats},
+            batch["image"],
+            train=train,
+            keys=keys,
+            mutable=["batch_stats"],
+        )
+        share, margin_state, metrics = loss.share(
+            trainable["head"],
+            (trainable["margin"], margin_state),
+            embedding,
+            batch,
+            key=margin_key,
+            axis=axis,
+        )
+        return share, ((changed.get("batch_stats", {}), margin_state), metrics)
+
+    return share_of
+
+
+def _ascended(weights: Any, g: Any, *, rho: float, axis: parallel.Axis) -> Any:
+    """Return w + rho g / |g|, as SAM eq. (2) for p = 2 (Foret et al., ICLR 2021)."""
+    rest = {"params": g["params"], "margin": g["margin"]}
+    # each device has some rows of the head, and all of the rest
+    squares = parallel.psum(optax.tree.norm(g["head"], squared=True), axis)
+    length = jnp.sqrt(squares + optax.tree.norm(rest, squared=True))
+    factor = rho / jnp.maximum(length, 1e-12)
+    return jax.tree.map(lambda w, x: w + factor * x, weights, g)
 
 
 def _split(tree: Any, frozen: Callable[[str], bool]) -> tuple[Any, Any]:
