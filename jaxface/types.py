@@ -96,17 +96,26 @@ class Pairs:
 
 
 class Ctx(NamedTuple):
-    """What a margin rule may use besides cosines.
+    """What a margin rule may use besides cosines, and may change besides them.
 
     Attributes:
         key: [B] typed PRNG keys, one per example, from (seed, step, position).
         params: the rule's trainable arrays (for example a bias).
         state: the rule's running statistics (for example a moving average).
+        scale: [] or [B], what the cosines are multiplied by afterwards.
+        penalty: [] or [B], what is added to each example's loss.
+        classes: C, how many classes there are, also where a sample of them is given.
+        negatives: sums [B, C'] over the classes of all devices that exist and are
+            not the true one -> [B]; over a sample, over the sampled ones.
     """
 
     key: jax.Array
     params: Mapping[str, jax.Array]
     state: Mapping[str, jax.Array]
+    scale: jax.Array
+    penalty: jax.Array
+    classes: int
+    negatives: Callable[[jax.Array], jax.Array]
 
 
 class MarginRule(Protocol):

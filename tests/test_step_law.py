@@ -8,8 +8,8 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from jaxface import parallel, spec
-from jaxface.losses import margin, softmax
+from jaxface import parallel
+from jaxface.losses import softmax
 from jaxface.train import step as steps
 
 B, C, D = 16, 40, 8
@@ -117,7 +117,8 @@ def loss_with(rule, monkeypatch, **kwargs):
     return softmax.Loss(num_classes=C, margin=rule, scale=16.0, **kwargs)
 
 
-@pytest.mark.parametrize("rule", [*spec.public(margin), "noisy"])
+# `test_margins` has all rules; here are those without and with statistics, and all.
+@pytest.mark.parametrize("rule", ["softmax", "arcface", "magface", "adaface", "noisy"])
 def test_dense_is_jit_is_pmap(rule, monkeypatch):
     with jax.enable_x64():
         loss = loss_with(rule, monkeypatch)

@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxface import parallel, spec
+from jaxface.losses import adaptive
 from jaxface.losses import margin as margins
+from jaxface.losses.rule import facts
 from jaxface.types import Batch, Ctx, MarginRule, Metrics
 
 SHARD = 1024  # classes per virtual shard: the unit of padding and of random draws
@@ -37,12 +39,22 @@ class Loss:
         scale: s, the factor of the cosines. For few classes 64 does not train.
         gradient: "exact", the derivative of the formula, or "detached", where the
             margin shifts values but not slopes, as arcface_torch computes it.
+        centers: K, how many weights a class has; its cosine is the best of theirs.
+            Sub-center ArcFace, Deng et al. 2020, uses 3.
+        filter: tau; a negative with a larger cosine is taken for the same person
+            under another label, and its cosine set to 0, as arcface_torch does
+            (it uses 0.4). 1 filters nothing.
+        smoothing: the part of the label spread evenly over the classes that exist;
+            over a sample of classes, over the sampled ones.
     """
 
     num_classes: int
     margin: str = "arcface"
     scale: float = 64.0
     gradient: str = "exact"
+    centers: int = 1
+    filter: float = 1.0
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.gradient not in ("exact", "detached"):
@@ -51,7 +63,18 @@ class Loss:
             )
         if not self.scale > 0:
             raise ValueError(f"scale is {self.scale}; wanted a positive number")
-        _ = self.rule  # an unknown margin fails here, before any device work
+        if not (isinstance(self.centers, int) and self.centers >= 1):
+            raise ValueError(f"centers is {self.centers}; wanted a whole number from 1")
+        if not -1 <= self.filter <= 1:
+            raise ValueError(f"filter is {self.filter}; wanted a cosine, -1 to 1")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing is {self.smoothing}; wanted 0 to below 1")
+        unit = facts(self.rule).unit  # an unknown margin fails here
+        if self.filter < 1 and not unit:
+            raise ValueError(
+                f"filter={self.filter} compares cosines, which margin {self.margin!r}"
+                " does not use; leave it at 1 or take another margin"
+            )
 
     @functools.cached_property
     def rule(self) -> MarginRule:
@@ -59,22 +82,20 @@ class Loss:
         return resolve(self.margin)
 
     def init(self, key: jax.Array, *, num_classes: int, dim: int) -> dict[str, Any]:
-        """Draw N(0, 0.01) class weights, keyed by virtual shard of 1024 classes.
+        """Draw N(0, 0.01) class weights.
 
         Returns:
-            {"kernel": [C padded to 1024, dim] float32}.
+            {"kernel": [C padded to 1024, times K, dim] float32}; the K centres of a
+            class are neighbours.
         """
-        shards = -(-num_classes // SHARD)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(shards))
-        rows = jax.vmap(lambda k: jax.random.normal(k, (SHARD, dim)))(keys)
-        return {"kernel": 0.01 * rows.reshape(shards * SHARD, dim)}
+        return {"kernel": draw(key, num_classes, dim=dim, centers=self.centers)}
 
     def init_margin(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the rule's (trainable scalars, running statistics)."""
-        facts = _facts(self.rule)
+        given = facts(self.rule)
         return (
-            {k: jnp.asarray(v, float) for k, v in facts.params.items()},
-            {k: jnp.asarray(v, float) for k, v in facts.state.items()},
+            {k: jnp.asarray(v, float) for k, v in given.params.items()},
+            {k: jnp.asarray(v, float) for k, v in given.state.items()},
         )
 
     def share(
@@ -90,7 +111,7 @@ class Loss:
         """Return this device's share of the mean cross-entropy.
 
         Args:
-            head: {"kernel": [C/n, D]}, this device's classes.
+            head: {"kernel": [K C/n, D]}, this device's classes.
             margin: the rule's (trainable scalars, running statistics).
             embedding: [B/n, D], this device's examples.
             batch: with label [B/n] int32 and position [B/n] uint32.
@@ -98,10 +119,12 @@ class Loss:
             axis: mesh axis name(s), None for one device.
 
         Returns:
-            (share, new statistics, {"accuracy", "cosine", "norm"}).
+            (share, new statistics, {"accuracy", "cosine", "norm"}, and where they
+            apply "filtered", negatives per example, and "scale").
         """
         w = head["kernel"]
-        ids = jnp.arange(w.shape[0]) + parallel.axis_index(axis) * w.shape[0]
+        count = w.shape[0] // self.centers
+        ids = jnp.arange(count) + parallel.axis_index(axis) * count
         gathered = gather(embedding, batch, key=key, axis=axis)
         return self.on_rows(w, ids, gathered, margin, axis=axis)
 
@@ -116,8 +139,12 @@ class Loss:
     ) -> tuple[jax.Array, Mapping[str, jax.Array], Metrics]:
         """Return this device's share over some classes, all of them or a sample.
 
+        Over a sample the softmax, the label's smoothing and `ctx.negatives` are over
+        the sampled classes; their number, where it matters, is the sample's, except
+        in `ctx.classes`.
+
         Args:
-            w: [k, D], the weights of this device's k classes.
+            w: [k * K, D], the weights of this device's k classes, K for each.
             ids: [k], which classes they are; those from `num_classes` on are none.
                 Every label of the batch is among the ids of one device.
             gathered: what `gather` returns.
@@ -130,6 +157,10 @@ class Loss:
         e, y, keys = gathered
         mine = y[:, None] == ids[None, :]  # [B, k]
         real = (ids < self.num_classes)[None, :]
+        negative = real & ~mine
+
+        def negatives(x: jax.Array) -> jax.Array:
+            return parallel.psum(jnp.where(negative, x, 0.0).sum(-1), axis)
 
         cos, norm = self._logits(e, w.astype(e.dtype))
         target = parallel.psum(jnp.where(mine, cos, 0.0).sum(-1), axis)  # [B]
@@ -139,40 +170,81 @@ class Loss:
             "cosine": jnp.mean(target),
             "norm": jnp.mean(norm),
         }
-        params, state = margin
-        new_cos, new_target, ctx = self.rule(
-            cos, target, norm, Ctx(keys, params, state)
-        )
+        if self.filter < 1:
+            dirty = cos > self.filter
+            metrics["filtered"] = jnp.mean(negatives(dirty))
+            cos = jnp.where(dirty & negative, 0.0, cos)
+        given = self._ctx(keys, margin, negatives, e.dtype)
+        new_cos, new_target, ctx = self.rule(cos, target, norm, given)
         if self.gradient == "detached":
             new_cos = _straight_through(cos, new_cos)
             new_target = _straight_through(target, new_target)
 
-        scale = self.scale if _facts(self.rule).unit else 1.0
-        z = scale * jnp.where(mine, new_target[:, None], new_cos)
-        z = jnp.where(real, z, -jnp.inf)
-        top = parallel.pmax(z.max(-1), axis)
-        total = parallel.psum(jnp.exp(z - top[:, None]).sum(-1), axis)
-        mean = jnp.mean(jnp.log(total) + top - scale * new_target)
-        return mean / parallel.axis_size(axis), ctx.state, metrics
+        scale = jnp.broadcast_to(ctx.scale, target.shape)
+        if ctx.scale is not given.scale:
+            metrics["scale"] = jnp.mean(scale)
+        z = scale[:, None] * jnp.where(mine, new_target[:, None], new_cos)
+        loss = self._cross_entropy(z, scale * new_target, real, axis) + ctx.penalty
+        return jnp.mean(loss) / parallel.axis_size(axis), ctx.state, metrics
+
+    def _cross_entropy(
+        self, z: jax.Array, target: jax.Array, real: jax.Array, axis: parallel.Axis
+    ) -> jax.Array:  # [B]
+        masked = jnp.where(real, z, -jnp.inf)
+        top = parallel.pmax(masked.max(-1), axis)
+        total = parallel.psum(jnp.exp(masked - top[:, None]).sum(-1), axis)
+        hit = target
+        if self.smoothing > 0:
+            count = parallel.psum(real.sum(), axis)
+            spread = parallel.psum(jnp.where(real, z, 0.0).sum(-1), axis) / count
+            hit = (1.0 - self.smoothing) * target + self.smoothing * spread
+        return jnp.log(total) + top - hit
+
+    def _ctx(self, keys: jax.Array, margin: Any, negatives: Any, dtype: Any) -> Ctx:
+        params, state = margin
+        return Ctx(
+            key=keys,
+            params=params,
+            state=state,
+            scale=jnp.asarray(self.scale if facts(self.rule).unit else 1.0, dtype),
+            penalty=jnp.zeros((), dtype),
+            classes=self.num_classes,
+            negatives=negatives,
+        )
 
     def _logits(self, e: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return (cosines or inner products [B, k], embedding norms [B])."""
-        unit_e, norm = _unit(e)
-        if not _facts(self.rule).unit:
-            return e @ w.T, norm
-        unit_w, _ = _unit(w)
-        edge = 1.0 - 1e-7  # beyond it the slope of the angle is infinite
-        return jnp.clip(unit_e @ unit_w.T, -edge, edge), norm
+        unit_e, norm = unit(e)
+        cos = cosines(unit_e, unit(w)[0]) if facts(self.rule).unit else e @ w.T
+        if self.centers == 1:
+            return cos, norm
+        return cos.reshape(len(e), -1, self.centers).max(-1), norm
+
+
+def rules() -> dict[str, MarginRule]:
+    """Return all margin rules by name."""
+    return spec.public(margins) | spec.public(adaptive)
 
 
 def resolve(line: str) -> MarginRule:
     """Return the margin rule a line such as "cosface(m=0.35)" names."""
-    call = spec.parse_one(line)
-    return spec.bind(spec.member(margins, call, kind="margin"), call)
+    call, known = spec.parse_one(line), rules()
+    if call.name not in known:
+        raise spec.unknown("margin", call.name, known)
+    return spec.bind(known[call.name], call)
 
 
-def _facts(rule: Any) -> Any:
-    return getattr(rule, "func", rule)  # under the partial that holds its arguments
+def draw(key: jax.Array, num_classes: int, *, dim: int, centers: int = 1) -> jax.Array:
+    """Draw N(0, 0.01) rows, keyed by virtual shard of 1024 classes.
+
+    Returns:
+        [C padded to 1024, times centers, dim] float32.
+    """
+    shards = -(-num_classes // SHARD)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(shards))
+    shape = (SHARD * centers, dim)
+    rows = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+    return 0.01 * rows.reshape(shards * SHARD * centers, dim)
 
 
 def gather(
@@ -187,10 +259,16 @@ def gather(
     return e, y, keys
 
 
-def _unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return (unit rows, lengths [N]); a zero row stays zero, with finite slopes."""
     norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1), 1e-24))
     return x / norm[:, None], norm
+
+
+def cosines(unit_e: jax.Array, unit_w: jax.Array) -> jax.Array:
+    """Return [B, k] cosines, just inside +-1, where an angle still has a slope."""
+    edge = 1.0 - 1e-7
+    return jnp.clip(unit_e @ unit_w.T, -edge, edge)
 
 
 def _straight_through(before: jax.Array, after: jax.Array) -> jax.Array:
