@@ -24,7 +24,7 @@ from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxface import checkpoint, parallel
+from jaxface import checkpoint, parallel, spec
 from jaxface.assembly import AXIS, Run
 from jaxface.train import step as steps
 
@@ -165,6 +165,13 @@ def _head(run: Run, given: Given, count: int | None) -> dict[str, Any]:
             f"init.head='grow': one class takes {rows_here or 'nothing'} here and"
             f" {rows_there or 'nothing'} in {given.workdir}; set init.head='new'"
         )
+    centers = _centers(run.config)
+    if _centers(given.config) != centers:
+        raise ValueError(
+            f"init.head='grow': a class has {centers} centres here and"
+            f" {_centers(given.config)} in {given.workdir}; launch/subcenters.py makes"
+            " one of them, or set init.head='new'"
+        )
     names = class_names(given.workdir)
     count = len(names) if names else count
     if count is None:
@@ -175,6 +182,10 @@ def _head(run: Run, given: Given, count: int | None) -> dict[str, Any]:
         )
     new = run.class_names
     rows = match(names, new, counts=(count, run.source.num_classes))
+    # A class's centres are neighbours.
+    known_rows = np.repeat(rows >= 0, centers)
+    rows = (rows[:, None] * centers + np.arange(centers)).reshape(-1)
+    rows[~known_rows] = -1
     # Whole on every host: growing happens once, and heads fit a host's memory.
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
     old = checkpoint.restore(given.manager, given.step, like={"head": like}, part=True)
@@ -210,6 +221,10 @@ def _margin(run: Run, given: Given) -> dict[str, Any]:
 
 def _shapes(arrays: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(x.shape) for name, x in arrays.items()}
+
+
+def _centers(c: ml_collections.ConfigDict) -> int:
+    return dict(spec.parse_one(c.loss.name).kwargs).get("centers", 1)
 
 
 def _column(known: jax.Array, like: jax.Array) -> jax.Array:

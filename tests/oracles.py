@@ -197,3 +197,29 @@ def adacos(cos, y, norm, s, dynamic=True):
         median = statistics.median(angles)
         s = math.log(statistics.mean(sums)) / math.cos(min(math.pi / 4, median))
     return per_class(cos, y, s, lambda i, c: c)
+
+
+def softplus(x):
+    return x + math.log1p(math.exp(-x)) if x > 0 else math.log1p(math.exp(x))
+
+
+def uniface(cos, y, b, s=64.0, m=0.4):
+    """The mean over examples; b is taken off, as the paper writes it."""
+    total = 0.0
+    for row, label in zip(cos, y, strict=True):
+        total += softplus(-(s * (row[label] - m) - b))
+        total += math.fsum(softplus(s * c - b) for j, c in enumerate(row) if j != label)
+    return total / len(y)
+
+
+def sphereface2(cos, y, b, r=40.0, m=0.4, t=3.0, lam=0.7, lw=50.0):
+    """The mean over examples; b is added, as the paper writes it."""
+    total = 0.0
+    for row, label in zip(cos, y, strict=True):
+        for j, c in enumerate(row):
+            g = 2 * ((c + 1) / 2) ** t - 1
+            if j == label:
+                total += lw * lam / r * softplus(-(r * (g - m) + b))
+            else:
+                total += lw * (1 - lam) / r * softplus(r * (g + m) + b)
+    return total / len(y)

@@ -21,6 +21,7 @@ FLOORS = {
     "losses": 1,
     "parallel": 1,
     "lora": 1,
+    "subcenters": 1,
     "eval.metrics": 1,
     "train": 2,
     "checkpoint": 2,

@@ -84,8 +84,8 @@ def body(loss, axis):
 
 
 @functools.cache
-def compiled(line, options=(), how="dense"):
-    loss, axis = make(line, **dict(options)), "data"
+def compiled(loss, how):
+    axis = "data"
     if how == "dense":
         return jax.jit(body(loss, None))
     if how == "pmap":
@@ -112,11 +112,13 @@ def compiled(line, options=(), how="dense"):
 
 
 def run(line, options=None, how="dense", **changed):
-    options = options or {}
-    e, w, batch = data(options.get("centers", 1))
-    given = {"e": e, "w": w, "batch": batch, "margin": make(line).init_margin()}
-    call = compiled(line, tuple(options.items()), how)
-    return jax.device_get(call(*(given | changed).values()))
+    return run_loss(make(line, **(options or {})), how, **changed)
+
+
+def run_loss(loss, how="dense", **changed):
+    e, w, batch = data(getattr(loss, "centers", 1))
+    given = {"e": e, "w": w, "batch": batch, "margin": loss.init_margin()}
+    return jax.device_get(compiled(loss, how)(*(given | changed).values()))
 
 
 def near(a, b, tolerance=1e-10):

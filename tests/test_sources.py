@@ -3,6 +3,7 @@
 import importlib
 import io
 import itertools
+import json
 import tarfile
 from concurrent import futures
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from jaxface import spec
 from jaxface.data import host, ops, sources, stream
-from jaxface.data.sources import enrolled, folder, synthetic
+from jaxface.data.sources import enrolled, folder, synthetic, without
 
 
 def write(path, people, *, images=3):
@@ -31,6 +32,12 @@ def tar(path, root, *, mode="w"):
     return path
 
 
+def write_list(tmp_path, *names):
+    path = tmp_path / "far.json"
+    path.write_text(json.dumps([{"name": str(tmp_path / name)} for name in names]))
+    return path
+
+
 def folder_source(tmp_path):
     return folder.Source(write(tmp_path / "people", "abcd"))
 
@@ -40,6 +47,9 @@ MAKE = {
     "folder": folder_source,
     "enrolled": lambda tmp_path: enrolled.Source(
         folder_source(tmp_path), identity=2, negatives=2
+    ),
+    "without": lambda tmp_path: without.Source(
+        folder_source(tmp_path), path=write_list(tmp_path, "people/b/1.png")
     ),
     "synthetic": lambda tmp_path: synthetic.Source(
         identities=4, per_identity=3, size=24
@@ -243,3 +253,24 @@ def test_enrolled_without_enough_images_says_so(tmp_path):
         enrolled.Source(base, identity=0, negatives=4)
     with pytest.raises(ValueError, match="has 0 images"):
         enrolled.Source(base, identity=7)
+
+
+def test_without_leaves_out_what_the_list_names(tmp_path):
+    base = folder_source(tmp_path)
+    kept = without.Source(base, path=write_list(tmp_path, "people/b/1.png"))
+    names = [base.name(i) for i in range(len(base))]
+    left = [name for name in names if not name.endswith("b/1.png")]
+    assert [kept.name(i) for i in range(len(kept))] == left
+    assert len(left) == len(names) - 1
+    for i, name in enumerate(left):
+        assert kept.read(i) == base.read(names.index(name))
+    assert (kept.classes, kept.num_classes) == (base.classes, 4)
+
+
+def test_without_refuses_a_list_of_another_source(tmp_path):
+    base = folder_source(tmp_path)
+    with pytest.raises(ValueError, match=r"names 1 images that the source lacks, such"):
+        without.Source(base, path=write_list(tmp_path, "people/b/9.png"))
+    (tmp_path / "far.json").write_text('["a"]')
+    with pytest.raises(ValueError, match=r"is no list of"):
+        without.Source(base, path=tmp_path / "far.json")
