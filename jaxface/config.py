@@ -79,8 +79,8 @@ def base() -> ml_collections.ConfigDict:
 
     c.train = ml_collections.ConfigDict()
     c.train.length = "20 epochs"
-    # Parts of each device's batch, one after another, in the memory of one; the
-    # gradient is their mean.
+    # Parts of each device's batch, done one after another in the memory of one (of
+    # all on CPU); the gradient is their mean.
     c.train.microbatches = 1
 
     c.mesh = ml_collections.ConfigDict()
@@ -112,6 +112,7 @@ def tiny(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     c = c.copy_and_resolve_references()
     c.data.batch_size = 8
     c.train.length = "2 steps"
+    c.train.microbatches = 1
     c.optim.warmup = "1 steps"
     for part in (c.eval, c.checkpoint, c.log):
         part.every = "2 steps"

@@ -11,7 +11,7 @@ from flax import linen as nn
 from test_step_law import B, C, D, distance, loss_with, make, run
 
 from jaxface import assembly, experiment, spec
-from jaxface.losses import softmax
+from jaxface.losses import binary, softmax
 from jaxface.train import optim
 from jaxface.train import step as steps
 
@@ -66,6 +66,46 @@ def test_parts_of_a_batch_are_averaged_to_the_whole(whole, how, parts):
     assert distance(got, whole) < 1e-12
 
 
+@pytest.fixture
+def as_on_gpu(monkeypatch):
+    """Take the branch of all platforms but the CPU: a loop over the parts."""
+
+    def default(*operands, default, **others):
+        return default(*operands)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", default)
+
+
+def test_in_a_loop_parts_are_averaged_as_well(whole, as_on_gpu):
+    with jax.enable_x64():
+        got = run(arcface(), "jit", network=Plain, microbatches=2)
+    assert distance(got, whole) < 1e-12
+
+
+@pytest.mark.parametrize(("platform", "looped"), [("cpu", False), ("cuda", True)])
+def test_platform_chooses_the_loop_when_compiled(platform, looped):
+    def value_and_grad(w, seen, batch):
+        return (w * batch["x"].sum(), (seen, {})), w
+
+    over_parts = jax.jit(steps.accumulated(value_and_grad, 2))
+    traced = over_parts.trace(1.0, 0, {"x": jnp.ones(4)})
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.while" in text) == looped
+
+
+def test_a_loop_over_parts_needs_the_memory_of_one(as_on_gpu):
+    def needed(parts):
+        def value_and_grad(w, seen, batch):
+            x = batch["x"]
+            return (jnp.sum(jnp.sin(x[:, :, None] * w)), (seen, {})), w
+
+        over_parts = jax.jit(steps.accumulated(value_and_grad, parts))
+        shapes = jnp.ones((1, 1, 64)), 0, {"x": jnp.ones((64, 128))}
+        return over_parts.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert needed(8) < 0.3 * needed(1)
+
+
 def test_with_frozen_statistics_batchnorm_is_no_exception():
     with jax.enable_x64():
         want = run(arcface(), "dense", frozen_stats=True)
@@ -73,6 +113,7 @@ def test_with_frozen_statistics_batchnorm_is_no_exception():
     assert distance(got, want) < 1e-12
 
 
+@pytest.mark.slow
 def test_parts_and_ascents_are_the_same_on_any_devices(monkeypatch):
     # BatchNorm moves, and so do the rule's own parameters and statistic
     with jax.enable_x64():
@@ -104,6 +145,18 @@ def test_statistics_go_from_part_to_part():
         np.testing.assert_allclose(got, mean, rtol=1e-12, atol=1e-15)
 
 
+def test_sam_needs_no_head():
+    class Logit(Plain):
+        @nn.compact
+        def __call__(self, x, train=False, keys=None):
+            return nn.Dense(1)(x.reshape(len(x), -1))
+
+    with jax.enable_x64():
+        options = {"network": Logit, "sam": 0.1}
+        want = run(binary.Loss(), "dense", **options)
+        assert distance(run(binary.Loss(), "jit", **options), want) < 1e-10
+
+
 def test_averages_worked_by_hand():
     # f(w) = mean of x w^2 / 2 over a batch; the statistic counts the parts
     def value_and_grad(w, seen, batch):
@@ -116,19 +169,22 @@ def test_averages_worked_by_hand():
     assert (value, seen, metrics["x"], g) == (10.0, 3, 5.0, 10.0)
 
 
-def test_sam_is_the_gradient_uphill():
+@pytest.mark.parametrize("part", ["nothing", "params/Dense_0/", "head/"])
+def test_sam_is_the_gradient_uphill(part):
+    own = {"clip": 0.0, "frozen": lambda path: path.startswith(part)}
+
     def at(**options):
-        return first(arcface(), np.random.default_rng(0), clip=0.0, **options)
+        return first(arcface(), np.random.default_rng(0), **own, **options)
 
     with jax.enable_x64():
         state, batch, (g, moved, metrics) = at()
         length = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(g)))
         up = jax.tree.map(lambda w, x: w + 0.3 * x / length, state.trainable, g)
         there = state.replace(params=up["params"], head=up["head"])
-        grads = make(arcface(), None, optim.sgd(lr=lambda t: 0.1), clip=0.0)[1]
+        grads = make(arcface(), None, optim.sgd(lr=lambda t: 0.1), **own)[1]
         want = jax.jit(grads)(there, batch)[0]
         got = at(sam=0.3)[2]
-    assert distance(got[0], want) < 1e-12
+    assert distance(got[0], want) < 1e-12  # what is frozen stays where it is
     assert distance(got[0], g) > 1e-4
     # statistics and metrics are those of the weights, not of the place uphill
     assert distance(got[1], moved) < 1e-14

@@ -12,6 +12,7 @@ is arrays only: one regex table says where each lives, and any mesh restores it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -151,8 +152,7 @@ def make_grads(
         carried = (state.batch_stats, state.margin_state)
 
         def share(moving: Any, carried: Any, part: Batch) -> Any:
-            trainable = _joined(moving, fixed)
-            return share_of(trainable, carried, part, step_key(state))
+            return share_of(_joined(moving, fixed), carried, part, step_key(state))
 
         pieces = accumulated(jax.value_and_grad(share, has_aux=True), microbatches)
 
@@ -171,7 +171,7 @@ def make_grads(
         norm = optax.tree.norm(g["params"])
         if clip > 0:
             factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
-            g["params"] = jax.tree.map(lambda x: x * factor, g["params"])
+            g["params"] = optax.tree.scale(factor, g["params"])
         g = _joined(g, jax.tree.map(jnp.zeros_like, fixed))
         # Synced statistics are equal already; local ones must become one state. The
         # mean of equal numbers is not always that number, so frozen ones are passed by.
@@ -196,7 +196,8 @@ def accumulated(value_and_grad: Any, parts: int) -> Any:
             same on any number of devices.
 
     Returns:
-        The same function, in the memory of one part; metrics are averaged.
+        The same function, with averaged metrics, in the memory of one part; but on
+        CPU, where parts are written out one after another, XLA saves none.
     """
     if parts == 1:
         return value_and_grad
@@ -211,8 +212,14 @@ def accumulated(value_and_grad: Any, parts: int) -> Any:
             total = jax.tree.map(jnp.add, total, g)
             return (carried, total), (value, metrics)
 
+        def loop(start: Any, *, unroll: bool = False) -> Any:
+            return jax.lax.scan(one, start, jnp.arange(parts), unroll=unroll)
+
         start = (carried, jax.tree.map(jnp.zeros_like, weights))
-        (carried, total), seen = jax.lax.scan(one, start, jnp.arange(parts))
+        # XLA's fast convolutions on CPU are for what is outside of loops only
+        (carried, total), seen = jax.lax.platform_dependent(
+            start, cpu=functools.partial(loop, unroll=True), default=loop
+        )
         value, metrics = jax.tree.map(lambda x: x.mean(0), seen)
         g = jax.tree.map(lambda x: x / parts, total)
         return (value, (carried, metrics)), g
