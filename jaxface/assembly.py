@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from jaxface import checks, config, embed, lora, losses, models, parallel, spec
 from jaxface import eval as protocols
 from jaxface.data import host, ops, pipeline, sources, stream
+from jaxface.losses import joint
 from jaxface.train import multipliers, optim, schedules
 from jaxface.train import step as steps
 from jaxface.types import Batch, Batches, Evaluator, Loss, Named, Result, Source
@@ -49,6 +50,7 @@ class Run:
         mesh: the devices.
         make_model: backbone, still without dtype and axis.
         make_loss: head and loss, still without classes.
+        also: (name, weight, loss still without classes) of what is added to it.
         make_tx: optimizer, still without a schedule.
         make_schedule: schedule, still without lengths.
     """
@@ -60,6 +62,7 @@ class Run:
     mesh: Mesh
     make_model: Callable[..., Any]
     make_loss: Callable[..., Any]
+    also: tuple[tuple[str, float, Callable[..., Any]], ...]
     make_tx: Callable[..., Any]
     make_schedule: Callable[..., Any]
 
@@ -117,7 +120,14 @@ class Run:
         given: dict[str, Any] = {"num_classes": self.source.num_classes}
         if checks.takes_margin(self.make_loss):
             given["margin"] = self.config.loss.margin
-        return self.make_loss(**given)
+        main = self.make_loss(**given)
+        if not self.also:
+            return main
+        added = (
+            (n, w, m(num_classes=self.source.num_classes)) for n, w, m in self.also
+        )
+        name = spec.parse_one(self.config.loss.name).name
+        return joint.Joint(((name, 1.0, main), *added))
 
     @functools.cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -281,6 +291,7 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
         mesh=_make_mesh(c),
         make_model=_bound(models, c.model.name, kind="model", default="Model"),
         make_loss=_bound(losses, c.loss.name, kind="loss", default="Loss"),
+        also=_also(c.loss.also),
         make_tx=_member(optim, c.optim.name, kind="optimizer"),
         make_schedule=_member(schedules, c.optim.schedule, kind="schedule"),
     )
@@ -327,6 +338,20 @@ def _tfdata() -> Any:
 def _bound(package: Any, line: str, *, kind: str, default: str) -> Any:
     call = spec.parse_one(line)
     return spec.bind(spec.module(package, call, kind=kind, default=default), call)
+
+
+def _also(line: str) -> tuple[tuple[str, float, Any], ...]:
+    """Read `loss.also`: every part's own arguments, and its weight."""
+    out = []
+    for call in spec.parse(line) if line else ():
+        own = dict(call.kwargs)
+        if "weight" not in own:
+            raise ValueError(f"loss.also: {call} has no weight, as in weight=0.003")
+        weight = own.pop("weight")
+        call = dataclasses.replace(call, kwargs=tuple(own.items()))
+        make = spec.module(losses, call, kind="loss", default="Loss")
+        out.append((call.name, weight, spec.bind(make, call)))
+    return tuple(out)
 
 
 def _member(module: Any, line: str, *, kind: str) -> Any:

@@ -9,6 +9,7 @@ The one law: a message names the setting, what was got, what was wanted and what
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -98,4 +99,4 @@ def _check_rules(run: Run) -> None:
 
 def takes_margin(make_loss: Any) -> bool:
     """Tell whether a bound loss has a margin rule."""
-    return "margin" in make_loss.func.__dataclass_fields__
+    return "margin" in inspect.signature(make_loss.func).parameters

@@ -130,8 +130,11 @@ class Loss(Protocol):
         """Return the head's arrays, class-sharded along their first axis."""
         ...
 
-    def init_margin(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the rule's (trainable arrays, running statistics)."""
+    def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the rule's (trainable arrays, running statistics).
+
+        Statistics under a "head" are sharded by class, as the head is.
+        """
         ...
 
     def share(

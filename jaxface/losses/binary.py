@@ -40,7 +40,7 @@ class Loss:
             raise ValueError(f"binary loss got {dim} outputs per image; wanted 1 logit")
         return {}
 
-    def init_margin(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return nothing: there is no margin rule."""
         return {}, {}
 

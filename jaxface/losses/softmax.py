@@ -69,7 +69,7 @@ class Loss:
         rows = jax.vmap(lambda k: jax.random.normal(k, (SHARD, dim)))(keys)
         return {"kernel": 0.01 * rows.reshape(shards * SHARD, dim)}
 
-    def init_margin(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the rule's (trainable scalars, running statistics)."""
         facts = _facts(self.rule)
         return (
