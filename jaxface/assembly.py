@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxface import checks, config, embed, lora, losses, models, parallel, spec
 from jaxface import eval as protocols
-from jaxface.data import host, ops, pipeline, sources, stream
+from jaxface.data import host, ops, pipeline, samplers, sources, stream
 from jaxface.losses import joint
 from jaxface.train import multipliers, optim, schedules
 from jaxface.train import step as steps
@@ -50,6 +50,7 @@ class Run:
         mesh: the devices.
         make_model: backbone, still without dtype and axis.
         make_loss: head and loss, still without classes.
+        make_order: sampler, still without the images.
         also: (name, weight, loss still without classes) of what is added to it.
         make_tx: optimizer, still without a schedule.
         make_schedule: schedule, still without lengths.
@@ -61,6 +62,7 @@ class Run:
     evaluators: Mapping[str, Evaluator]
     mesh: Mesh
     make_model: Callable[..., Any]
+    make_order: Callable[..., samplers.Order]
     make_loss: Callable[..., Any]
     also: tuple[tuple[str, float, Callable[..., Any]], ...]
     make_tx: Callable[..., Any]
@@ -113,6 +115,14 @@ class Run:
         """(regex, factor of the learning rate): the config's, then LoRA's own."""
         rules = config.multipliers(self.config.optim.multipliers)
         return (*rules, (lora.FROZEN, 0.0)) if self.config.model.lora else rules
+
+    @functools.cached_property
+    def order(self) -> samplers.Order:
+        """Which image stands where."""
+        c = self.config
+        return self.make_order(
+            source=self.source, batch_size=c.data.batch_size, seed=c.seed
+        )
 
     @functools.cached_property
     def loss(self) -> Loss:
@@ -222,6 +232,7 @@ class Run:
             host=jax.process_index(),
             hosts=jax.process_count(),
             max_bad=c.max_bad,
+            order=self.order,
         )
         workers = c.workers or os.cpu_count() or 1
         return module.Loader(order, start_step=start, workers=workers)
@@ -290,6 +301,7 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
         evaluators={name: flow(line) for name, line in c.eval.sets.items()},
         mesh=_make_mesh(c),
         make_model=_bound(models, c.model.name, kind="model", default="Model"),
+        make_order=_member(samplers, c.data.sampler, kind="sampler"),
         make_loss=_bound(losses, c.loss.name, kind="loss", default="Loss"),
         also=_also(c.loss.also),
         make_tx=_member(optim, c.optim.name, kind="optimizer"),

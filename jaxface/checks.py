@@ -13,8 +13,12 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
+from absl import logging
 
-from jaxface import config, spec
+from jaxface import config, spec, types
+from jaxface.data import index
+from jaxface.losses import joint, metric
 from jaxface.train import multipliers
 
 if TYPE_CHECKING:
@@ -69,7 +73,8 @@ def check_training(run: Run) -> None:
             f"loss {c.loss.name!r} takes no margin, got {c.loss.margin!r};"
             ' set config.loss.margin = ""'
         )
-    _ = run.loss, run.tx  # opens the training images, binds what is left
+    _ = run.loss, run.tx, run.order  # opens the images, binds what is left
+    _check_pairs(run)
     if run.rules:
         _check_rules(run)
     save, look = run.every(c.checkpoint.every), run.every(c.eval.every)
@@ -81,6 +86,26 @@ def check_training(run: Run) -> None:
     name = c.checkpoint.best.removeprefix("-").partition("/")[0]
     if name and name not in run.evaluators:
         raise spec.unknown("checkpoint.best: evaluation set", name, run.evaluators)
+
+
+def _check_pairs(run: Run) -> None:
+    """Warn where a loss over pairs would seldom see two images of one person."""
+    parts = run.loss.parts if isinstance(run.loss, joint.Joint) else [("", 1, run.loss)]
+    if not any(isinstance(loss, metric.Loss) for _, _, loss in parts):
+        return
+    order = run.order(index.positions(0, batch_size=run.config.data.batch_size))
+    if not isinstance(run.source, types.Labelled):
+        logging.warning("loss over pairs: whether a batch has any is not known")
+        return
+    labels = np.asarray(run.source.labels)[order]
+    alone = float(np.mean(np.bincount(labels)[labels] == 1))
+    if alone > 0.5:
+        logging.warning(
+            "in the first batch %.0f %% of the images have no other of their person,"
+            " and a loss over pairs learns nothing from those; set"
+            " config.data.sampler = 'pk(k=4)'",
+            100 * alone,
+        )
 
 
 def _check_rules(run: Run) -> None:

@@ -71,6 +71,20 @@ class Named(Protocol):
         ...
 
 
+@runtime_checkable
+class Labelled(Protocol):
+    """A source that knows all labels without reading an image; `isinstance` tells.
+
+    Attributes:
+        labels: [n] integers, the label of every image.
+    """
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """A verification list over a source.
