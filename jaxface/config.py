@@ -64,7 +64,7 @@ def base() -> ml_collections.ConfigDict:
     c.loss = ml_collections.ConfigDict()
     c.loss.name = "softmax(scale=64.0)"  # a module of jaxface.losses
     c.loss.margin = "arcface(m=0.5)"  # a rule of losses.margin; "" where none is
-    # Losses added to it, each times its weight, as in "centre(weight=0.003)"; joined
+    # Losses added to it, each times its weight, as in "center(weight=0.003)"; joined
     # by "|". "" is none.
     c.loss.also = ""
 

@@ -138,7 +138,7 @@ def circle(rows, labels, *, m=0.25, gamma=256.0):
     return mean(out)
 
 
-def centre(rows, labels, centres, *, alpha=0.5):
+def center(rows, labels, centres, *, alpha=0.5):
     """Wen et al. eqs. (2), as a mean, and (4): (loss, centres after the step)."""
     loss = mean([square(v, centres[y]) / 2 for v, y in zip(rows, labels, strict=True)])
     moved = []

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxface import parallel, spec
-from jaxface.losses import centre, joint, metric, softmax
+from jaxface.losses import center, joint, metric, softmax
 
 B, C, D = 16, 6, 5
 
@@ -229,18 +229,18 @@ def test_violated_counts_triplets_inside_the_margin():
 
 def test_centres_move_by_the_papers_rule_on_any_mesh():
     with jax.enable_x64():
-        loss, start = centre.Loss(C, alpha=0.3), np.zeros((1024, D))
+        loss, start = center.Loss(C, alpha=0.3), np.zeros((1024, D))
         e, batch = drawn(2)
         start[:C] = np.random.default_rng(5).normal(size=(C, D))
-        value_, moved = oracles.centre(
+        value_, moved = oracles.center(
             e.tolist(), batch["label"].tolist(), start[:C].tolist(), alpha=0.3
         )
-        state = {"head": {"centres": start}}
+        state = {"head": {"centers": start}}
         want = dense(loss, e, batch, state)
         assert float(want[0]) == pytest.approx(value_, rel=1e-10)
-        np.testing.assert_allclose(want[2]["head"]["centres"][:C], moved, atol=1e-12)
+        np.testing.assert_allclose(want[2]["head"]["centers"][:C], moved, atol=1e-12)
         np.testing.assert_allclose(want[1], (e - start[batch["label"]]) / B)
-        assert not want[2]["head"]["centres"][C:].any()
+        assert not want[2]["head"]["centers"][C:].any()
         for how in ("jit", "pmap"):
             same(on_mesh(loss, e, batch, state, how), want)
 
@@ -248,20 +248,20 @@ def test_centres_move_by_the_papers_rule_on_any_mesh():
 def test_a_centre_reaches_the_middle_of_its_images():
     # one class at 1 and 3: c += alpha * sum(x - c) / (1 + 2)
     e, batch = np.array([[1.0], [3.0]], np.float32), {"label": np.zeros(2, np.int32)}
-    state = centre.Loss(1).init_margin(dim=1)[1]
-    share, _, state, _ = dense(centre.Loss(1), e, batch, state)
+    state = center.Loss(1).init_margin(dim=1)[1]
+    share, _, state, _ = dense(center.Loss(1), e, batch, state)
     assert share == (1 + 9) / 4
-    assert state["head"]["centres"][0, 0] == pytest.approx(0.5 * 4 / 3)
+    assert state["head"]["centers"][0, 0] == pytest.approx(0.5 * 4 / 3)
     for _ in range(30):
-        _, _, state, metrics = dense(centre.Loss(1), e, batch, state)
-    assert state["head"]["centres"][0, 0] == pytest.approx(2, abs=1e-4)
+        _, _, state, metrics = dense(center.Loss(1), e, batch, state)
+    assert state["head"]["centers"][0, 0] == pytest.approx(2, abs=1e-4)
     assert metrics["distance"] == pytest.approx(1, abs=1e-4)
 
 
 def test_a_joint_loss_is_the_weighted_sum_of_its_parts():
     main = softmax.Loss(C, margin="arcface", scale=16.0)
-    parts = main, centre.Loss(C), make("circle")
-    names, weights = ("softmax", "centre", "circle"), (1.0, 0.3, 0.1)
+    parts = main, center.Loss(C), make("circle")
+    names, weights = ("softmax", "center", "circle"), (1.0, 0.3, 0.1)
     both = joint.Joint(tuple(zip(names, weights, parts, strict=True)))
     key, (e, batch) = jax.random.key(3), drawn(1)
     e = e.astype(np.float32)
@@ -281,11 +281,11 @@ def test_a_joint_loss_is_the_weighted_sum_of_its_parts():
     want = alone[0][0] + 0.3 * alone[1][0] + 0.1 * alone[2][0]
     np.testing.assert_allclose(found, want, rtol=1e-6)
     np.testing.assert_array_equal(
-        state["head"]["centres"], alone[1][1]["head"]["centres"]
+        state["head"]["centers"], alone[1][1]["head"]["centers"]
     )
     assert metrics["accuracy"] == alone[0][2]["accuracy"]
     assert metrics["circle/accuracy"] == alone[2][2]["accuracy"]
-    np.testing.assert_allclose(metrics["centre/loss"], alone[1][0], rtol=1e-6)
+    np.testing.assert_allclose(metrics["center/loss"], alone[1][0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_a_joint_loss_is_the_weighted_sum_of_its_parts():
         (lambda: make("triplet(mining='hrad')"), "wanted one of all, active, hard"),
         (lambda: make("circle(gamma=0.0)"), "gamma=0.0; wanted a positive"),
         (lambda: make("n_pair(l2=-1.0)"), "wanted 0 or more"),
-        (lambda: centre.Loss(C, alpha=2.0), "wanted 0 to 1"),
+        (lambda: center.Loss(C, alpha=2.0), "wanted 0 to 1"),
         (lambda: joint.Joint((("a", -1.0, None),)), "wanted a positive number"),
         (lambda: joint.Joint((("a", 1.0, None),) * 2), "there twice"),
     ],

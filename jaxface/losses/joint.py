@@ -3,9 +3,9 @@
 The law: parts do not know of each other. All are handed the same head and statistics
 and see their own by name; names that two of them claim are refused.
 
-    loss = Joint((("softmax", 1.0, softmax), ("centre", 0.003, centre)))
+    loss = Joint((("softmax", 1.0, softmax), ("center", 0.003, center)))
     share, state, metrics = loss.share(head, margin, e, batch, key=key, axis="data")
-    metrics["accuracy"], metrics["centre/distance"], metrics["centre/loss"]
+    metrics["accuracy"], metrics["center/distance"], metrics["center/loss"]
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A companion of softmax, Wen et al. ECCV 2016. The law: centres are statistics, m
 by the paper's rule and never by the optimizer. They are sharded by class as a head
 is, and a step touches the centres of the batch's classes only.
 
-    loss = Loss(num_classes=10572)       # loss.also = "centre(weight=0.003)"
-    _, state = loss.init_margin(dim=512)                 # {"head": {"centres": ...}}
+    loss = Loss(num_classes=10572)       # loss.also = "center(weight=0.003)"
+    _, state = loss.init_margin(dim=512)                 # {"head": {"centers": ...}}
     share, state, metrics = loss.share({}, ({}, state), e, batch, key=key, axis="data")
 """
 
@@ -44,7 +44,7 @@ class Loss:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"centre got alpha={self.alpha}; wanted 0 to 1")
+            raise ValueError(f"center got alpha={self.alpha}; wanted 0 to 1")
 
     def init(self, key: jax.Array, *, num_classes: int, dim: int) -> dict[str, Any]:
         """Return no head: centres are not for the optimizer."""
@@ -53,7 +53,7 @@ class Loss:
     def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return centres at the origin, [C padded to 1024, dim] float32."""
         rows = -(-self.num_classes // _SHARD) * _SHARD
-        return {}, {"head": {"centres": jnp.zeros((rows, dim))}}
+        return {}, {"head": {"centers": jnp.zeros((rows, dim))}}
 
     def share(
         self,
@@ -69,7 +69,7 @@ class Loss:
 
         Args:
             head: not used.
-            margin: (not used, {"head": {"centres": [C/n, D]}}).
+            margin: (not used, {"head": {"centers": [C/n, D]}}).
             embedding: [b, D], this device's examples.
             batch: with label [b] int32.
             key: not used.
@@ -79,19 +79,19 @@ class Loss:
             (share, moved centres, {"distance"}: the mean distance to the centre).
         """
         _, e, y = common.everyone(embedding, batch, unit_rows=self.unit, axis=axis)
-        centres = margin[1]["head"]["centres"]
-        rows = len(centres)
+        centers = margin[1]["head"]["centers"]
+        rows = len(centers)
         row = y - parallel.axis_index(axis) * rows
         row = jnp.where((row >= 0) & (row < rows), row, rows)  # past the end: not here
         here = row < rows
-        c = centres.at[row].get(mode="fill", fill_value=0).astype(e.dtype)
+        c = centers.at[row].get(mode="fill", fill_value=0).astype(e.dtype)
         away = jnp.where(here[:, None], c - e, 0.0)  # [B, D]
         squares = jnp.sum(away * away, -1)
         # eq. (4): the sum over a class's images, divided by one more than their number
         count = (y[:, None] == y[None, :]).sum(-1, keepdims=True)
         move = -self.alpha * jax.lax.stop_gradient(away) / (1 + count)
-        moved = centres.at[row].add(move.astype(centres.dtype), mode="drop")
+        moved = centers.at[row].add(move.astype(centers.dtype), mode="drop")
         found = (common.root(squares) * here).sum(), here.sum()
         metrics = {"distance": common.mean_of(found, axis=axis)}
-        state = {**margin[1], "head": {**margin[1]["head"], "centres": moved}}
+        state = {**margin[1], "head": {**margin[1]["head"], "centers": moved}}
         return squares.sum() / (2 * len(e)), state, metrics
