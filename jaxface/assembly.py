@@ -26,7 +26,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxface import checks, config, embed, lora, losses, models, parallel, spec
 from jaxface import eval as protocols
-from jaxface.data import host, ops, pipeline, sources, stream
+from jaxface.data import host, ops, pipeline, samplers, sources, stream
+from jaxface.losses import joint
 from jaxface.train import multipliers, optim, sampled, schedules
 from jaxface.train import step as steps
 from jaxface.types import (
@@ -58,6 +59,8 @@ class Run:
         mesh: the devices.
         make_model: backbone, still without dtype and axis.
         make_loss: head and loss, still without classes.
+        make_order: sampler, still without the images.
+        also: (name, weight, loss still without classes) of what is added to it.
         make_tx: optimizer, still without a schedule.
         make_schedule: schedule, still without lengths.
     """
@@ -68,7 +71,9 @@ class Run:
     evaluators: Mapping[str, Evaluator]
     mesh: Mesh
     make_model: Callable[..., Any]
+    make_order: Callable[..., samplers.Order]
     make_loss: Callable[..., Any]
+    also: tuple[tuple[str, float, Callable[..., Any]], ...]
     make_tx: Callable[..., Any]
     make_schedule: Callable[..., Any]
 
@@ -121,12 +126,27 @@ class Run:
         return (*rules, (lora.FROZEN, 0.0)) if self.config.model.lora else rules
 
     @functools.cached_property
+    def order(self) -> samplers.Order:
+        """Which image stands where."""
+        c = self.config
+        return self.make_order(
+            source=self.source, batch_size=c.data.batch_size, seed=c.seed
+        )
+
+    @functools.cached_property
     def loss(self) -> Loss:
         """The head and its loss."""
         given: dict[str, Any] = {"num_classes": self.source.num_classes}
         if checks.takes_margin(self.make_loss):
             given["margin"] = self.config.loss.margin
-        return self.make_loss(**given)
+        main = self.make_loss(**given)
+        if not self.also:
+            return main
+        added = (
+            (n, w, m(num_classes=self.source.num_classes)) for n, w, m in self.also
+        )
+        name = spec.parse_one(self.config.loss.name).name
+        return joint.Joint(((name, 1.0, main), *added))
 
     @functools.cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -236,6 +256,7 @@ class Run:
             host=jax.process_index(),
             hosts=jax.process_count(),
             max_bad=c.max_bad,
+            order=self.order,
         )
         workers = c.workers or os.cpu_count() or 1
         return module.Loader(order, start_step=start, workers=workers)
@@ -304,7 +325,9 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
         evaluators={name: flow(line) for name, line in c.eval.sets.items()},
         mesh=_make_mesh(c),
         make_model=_bound(models, c.model.name, kind="model", default="Model"),
+        make_order=_member(samplers, c.data.sampler, kind="sampler"),
         make_loss=_bound(losses, c.loss.name, kind="loss", default="Loss"),
+        also=_also(c.loss.also),
         make_tx=_member(optim, c.optim.name, kind="optimizer"),
         make_schedule=_member(schedules, c.optim.schedule, kind="schedule"),
     )
@@ -351,6 +374,20 @@ def _tfdata() -> Any:
 def _bound(package: Any, line: str, *, kind: str, default: str) -> Any:
     call = spec.parse_one(line)
     return spec.bind(spec.module(package, call, kind=kind, default=default), call)
+
+
+def _also(line: str) -> tuple[tuple[str, float, Any], ...]:
+    """Read `loss.also`: every part's own arguments, and its weight."""
+    out = []
+    for call in spec.parse(line) if line else ():
+        own = dict(call.kwargs)
+        if "weight" not in own:
+            raise ValueError(f"loss.also: {call} has no weight, as in weight=0.003")
+        weight = own.pop("weight")
+        call = dataclasses.replace(call, kwargs=tuple(own.items()))
+        make = spec.module(losses, call, kind="loss", default="Loss")
+        out.append((call.name, weight, spec.bind(make, call)))
+    return tuple(out)
 
 
 def _member(module: Any, line: str, *, kind: str) -> Any:

@@ -9,11 +9,16 @@ The one law: a message names the setting, what was got, what was wanted and what
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
+from absl import logging
 
 from jaxface import config, spec, types
+from jaxface.data import index
+from jaxface.losses import joint, metric
 from jaxface.train import multipliers
 
 if TYPE_CHECKING:
@@ -81,8 +86,9 @@ def check_training(run: Run) -> None:
             f"loss {c.loss.name!r} takes no margin, got {c.loss.margin!r};"
             ' set config.loss.margin = ""'
         )
-    _ = run.loss, run.tx  # opens the training images, binds what is left
+    _ = run.loss, run.tx, run.order  # opens the images, binds what is left
     _check_sampling(run)
+    _check_pairs(run)
     if run.rules:
         _check_rules(run)
     save, look = run.every(c.checkpoint.every), run.every(c.eval.every)
@@ -99,6 +105,13 @@ def check_training(run: Run) -> None:
 def _check_sampling(run: Run) -> None:
     """Refuse what does not go with a loss that samples classes, or only with one."""
     c, n = run.config, run.mesh.size
+    parts = joint.parts(run.loss)
+    if len(parts) > 1 and any(isinstance(p, types.SampledLoss) for p in parts):
+        raise ValueError(
+            f"loss {c.loss.name!r} gives a gradient for the sampled rows alone, which"
+            f" other losses would not find, got loss.also = {c.loss.also!r}; wanted"
+            " '', or loss 'softmax'"
+        )
     if not isinstance(run.loss, types.SampledLoss):
         if c.optim.head_clip:
             raise ValueError(
@@ -120,6 +133,25 @@ def _check_sampling(run: Run) -> None:
         )
 
 
+def _check_pairs(run: Run) -> None:
+    """Warn where a loss over pairs would seldom see two images of one person."""
+    if not any(isinstance(loss, metric.Loss) for loss in joint.parts(run.loss)):
+        return
+    order = run.order(index.positions(0, batch_size=run.config.data.batch_size))
+    if not isinstance(run.source, types.Labelled):
+        logging.warning("loss over pairs: whether a batch has any is not known")
+        return
+    labels = np.asarray(run.source.labels)[order]
+    alone = float(np.mean(np.bincount(labels)[labels] == 1))
+    if alone > 0.5:
+        logging.warning(
+            "in the first batch %.0f %% of the images have no other of their person,"
+            " and a loss over pairs learns nothing from those; set"
+            " config.data.sampler = 'pk(k=4)'",
+            100 * alone,
+        )
+
+
 def _check_rules(run: Run) -> None:
     """Refuse rules that match nothing, and a frozen network whose statistics move."""
     state = jax.eval_shape(run.init)
@@ -136,4 +168,4 @@ def _check_rules(run: Run) -> None:
 
 def takes_margin(make_loss: Any) -> bool:
     """Tell whether a bound loss has a margin rule."""
-    return "margin" in make_loss.func.__dataclass_fields__
+    return "margin" in inspect.signature(make_loss.func).parameters

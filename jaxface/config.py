@@ -38,6 +38,9 @@ def base() -> ml_collections.ConfigDict:
     c.data.source = "synthetic(identities=100, per_identity=20)"  # what to train on
     c.data.ops = "decode|resize(112)|flip|normalize"  # preprocessing in training
     c.data.eval_ops = "decode|resize(112)|normalize"  # and in evaluation
+    # Which images meet in a batch, of data.samplers: "uniform", or "pk(k=4)": k images
+    # of each of batch_size / k people.
+    c.data.sampler = "uniform"
     c.data.loader = "tfdata"  # or "host", which needs no TensorFlow
     c.data.workers = 0  # threads that read and decode; 0: one per core
     c.data.batch_size = 128  # images per step, over all devices
@@ -60,7 +63,10 @@ def base() -> ml_collections.ConfigDict:
 
     c.loss = ml_collections.ConfigDict()
     c.loss.name = "softmax(scale=64.0)"  # a module of jaxface.losses
-    c.loss.margin = "arcface(m=0.5)"  # a rule of losses.margin; "" for binary
+    c.loss.margin = "arcface(m=0.5)"  # a rule of losses.margin; "" where none is
+    # Losses added to it, each times its weight, as in "center(weight=0.003)"; joined
+    # by "|". "" is none.
+    c.loss.also = ""
 
     c.optim = ml_collections.ConfigDict()
     c.optim.name = "sgd(momentum=0.9, weight_decay=5e-4)"  # of train.optim

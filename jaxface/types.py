@@ -71,6 +71,20 @@ class Named(Protocol):
         ...
 
 
+@runtime_checkable
+class Labelled(Protocol):
+    """A source that knows all labels without reading an image; `isinstance` tells.
+
+    Attributes:
+        labels: [n] integers, the label of every image.
+    """
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """A verification list over a source.
@@ -139,8 +153,11 @@ class Loss(Protocol):
         """Return the head's arrays, class-sharded along their first axis."""
         ...
 
-    def init_margin(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the rule's (trainable arrays, running statistics)."""
+    def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the rule's (trainable arrays, running statistics).
+
+        Statistics under a "head" are sharded by class, as the head is.
+        """
         ...
 
     def share(

@@ -42,7 +42,7 @@ def test_dense_is_sharded_is_pmap(name):
 def test_gradient_is_the_slope(name):
     with jax.enable_x64(True):
         e, w, _ = data()
-        b = MAKE[name](num_classes=C).init_margin()[0]["b"]
+        b = MAKE[name](num_classes=C).init_margin(dim=8)[0]["b"]
         rng, h = np.random.default_rng(1), 1e-6
         de, dw, db = rng.normal(size=e.shape), rng.normal(size=w.shape), 0.7
 
@@ -83,13 +83,13 @@ def at_zero(loss, b):
 def test_bias_starts_in_balance_in_closed_form():
     with jax.enable_x64(True):
         for loss in (binary.sphereface2(num_classes=9), binary.OneVsAll(num_classes=5)):
-            b = loss.init_margin()[0]["b"]
+            b = loss.init_margin(dim=8)[0]["b"]
             assert abs(at_zero(loss, b)) < 1e-12
             assert abs(at_zero(loss, b + 0.1)) > 1e-4
 
 
 def test_uniface_starts_as_its_paper_says():
-    b = binary.uniface(num_classes=100).init_margin()[0]["b"]
+    b = binary.uniface(num_classes=100).init_margin(dim=8)[0]["b"]
     near(b, -math.log(10 * 100), 1e-6)
 
 
@@ -116,7 +116,7 @@ def test_finite_at_the_edges_and_in_bfloat16(name):
     batch = {"label": jnp.array([0, 0, 1, 2]), "position": jnp.arange(4)}
     for dtype in (jnp.float32, jnp.bfloat16):
         out = body(loss, None)(
-            e.astype(dtype), w.astype(dtype), batch, loss.init_margin()
+            e.astype(dtype), w.astype(dtype), batch, loss.init_margin(dim=8)
         )
         assert out[0].dtype == jnp.float32
         assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(out))

@@ -117,7 +117,7 @@ def run(line, options=None, how="dense", **changed):
 
 def run_loss(loss, how="dense", **changed):
     e, w, batch = data(getattr(loss, "centers", 1))
-    given = {"e": e, "w": w, "batch": batch, "margin": loss.init_margin()}
+    given = {"e": e, "w": w, "batch": batch, "margin": loss.init_margin(dim=8)}
     return jax.device_get(compiled(loss, how)(*(given | changed).values()))
 
 
@@ -259,7 +259,9 @@ def test_detached_gradient_passes_the_margin_by(line):
         keys = jax.vmap(lambda p: jax.random.fold_in(KEY, p))(batch["position"])
 
         def total(e):
-            return loss.on_rows(w, where, (e, y, keys), loss.init_margin(), axis=None)
+            return loss.on_rows(
+                w, where, (e, y, keys), loss.init_margin(dim=8), axis=None
+            )
 
         got, (_, _, metrics) = jax.grad(
             lambda e: (total(e)[0], total(e)), has_aux=True
@@ -296,7 +298,7 @@ def test_finite_at_the_edges_and_in_bfloat16(name):
     for dtype in (jnp.float32, jnp.bfloat16):
 
         def share(e, w):
-            margin = loss.init_margin()
+            margin = loss.init_margin(dim=8)
             e = softmax.gather(e, batch, key=KEY, axis=None)
             return loss.on_rows(w, jnp.arange(4), e, margin, axis=None)[0]
 

@@ -175,7 +175,7 @@ def test_every_rule_over_a_sample_is_a_head_of_those_classes_alone(rule):
 
 
 def _value_and_grads(loss, head, e, batch, key):
-    params, state = small.exact(loss.init_margin())
+    params, state = small.exact(loss.init_margin(dim=8))
 
     @jax.jit
     def both(head, e, params):

@@ -54,11 +54,6 @@ def positions(
 def examples(positions: np.ndarray, *, n: int, seed: int) -> np.ndarray:
     """Return the example at each position: a permutation of 0 .. n - 1 per epoch.
 
-    A Feistel network permutes the smallest power of two that holds n; walking a
-    value's cycle until it falls below n makes that a permutation of n (Black and
-    Rogaway 2002, "Ciphers with arbitrary finite domains", method 2). The domain is
-    below 2n, so two steps of the walk are expected.
-
     Args:
         positions: [B] int64, 0 or more.
         n: number of examples, 1 or more.
@@ -69,15 +64,34 @@ def examples(positions: np.ndarray, *, n: int, seed: int) -> np.ndarray:
     """
     if n < 1:
         raise ValueError(f"a stream over {n} examples: wanted at least one")
-    epoch, value = np.divmod(np.asarray(positions, np.int64), n)
-    value = value.astype(np.uint64)
-    keys = _hash(epoch, seed=seed, salt=_SHUFFLE)
-    bits = max(6, (n - 1).bit_length())  # narrower networks favour some orders
-    walking = np.arange(len(value))
-    while len(walking):
-        value[walking] = _feistel(value[walking], keys[walking], bits=bits)
-        walking = walking[value[walking] >= n]
-    return value.astype(np.int64)
+    epoch, place = np.divmod(np.asarray(positions, np.int64), n)
+    return _permuted(place, n=n, keys=_hash(epoch, seed=seed, salt=_SHUFFLE))
+
+
+def ordered(
+    rounds: np.ndarray,
+    places: np.ndarray,
+    *,
+    n: int | np.ndarray,
+    seed: int,
+    salt: int,
+    which: int | np.ndarray = 0,
+) -> np.ndarray:
+    """Return what stands at places of many orders, each of its own n things.
+
+    Args:
+        rounds: [B], every round is another order.
+        places: [B] int64, 0 .. n - 1.
+        n: how many things, for all or for each, 1 or more.
+        seed: any integer.
+        salt: keeps uses of the same seed apart.
+        which: whose orders they are, for all or for each.
+
+    Returns:
+        [B] int64 in 0 .. n - 1: a permutation over the places of one round.
+    """
+    own = _hash(np.asarray(which), seed=seed, salt=salt)
+    return _permuted(places, n=n, keys=_mix(own + np.asarray(rounds).astype(np.uint64)))
 
 
 def uniform(
@@ -117,10 +131,33 @@ def substitute(position: int, attempt: int, *, n: int, seed: int) -> int:
     return int(u[0, 0] * n)
 
 
-def _feistel(value: np.ndarray, keys: np.ndarray, *, bits: int) -> np.ndarray:
+def _permuted(
+    places: np.ndarray, *, n: int | np.ndarray, keys: np.ndarray
+) -> np.ndarray:
+    """Permute 0 .. n - 1 by a key, elementwise: [B] of [B].
+
+    A Feistel network permutes the smallest power of two that holds n; walking a
+    value's cycle until it falls below n makes that a permutation of n (Black and
+    Rogaway 2002, "Ciphers with arbitrary finite domains", method 2). The domain is
+    below 2n, so two steps of the walk are expected.
+    """
+    value = np.asarray(places).astype(np.uint64)
+    n = np.broadcast_to(np.asarray(n, np.int64), value.shape)
+    keys = np.broadcast_to(keys, value.shape)
+    # Their length; of fewer than 6 bits a network favours some orders.
+    bits = np.maximum(6, np.frexp((n - 1).astype(float))[1]).astype(np.uint64)
+    walking = np.arange(len(value))
+    while len(walking):
+        some = value[walking]
+        value[walking] = _feistel(some, keys[walking], bits=bits[walking])
+        walking = walking[value[walking] >= n[walking]]
+    return value.astype(np.int64)
+
+
+def _feistel(value: np.ndarray, keys: np.ndarray, *, bits: np.ndarray) -> np.ndarray:
     """Permute [B] values below 2**bits; each xor of one half is undone by itself."""
-    low = np.uint64(bits // 2)
-    widths = np.uint64(bits) - low, low
+    low = bits >> np.uint64(1)
+    widths = bits - low, low
     masks = [(np.uint64(1) << w) - np.uint64(1) for w in widths]
     halves = [value >> low, value & masks[1]]
     for r in range(_ROUNDS):

@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.data import decode, index
+from jaxface.data import decode, index, samplers
 from jaxface.data import pipeline as pipelines
 
 T = TypeVar("T")
@@ -45,6 +45,7 @@ class Stream:
         host: int = 0,
         hosts: int = 1,
         max_bad: float = 0.01,
+        order: samplers.Order | None = None,
     ):
         """Check that the parts fit.
 
@@ -56,6 +57,7 @@ class Stream:
             host: this host, 0 .. hosts - 1.
             hosts: how many hosts share a batch.
             max_bad: largest share of unreadable images, 0 .. 1.
+            order: of a sampler; every image once an epoch where it is None.
 
         Raises:
             ValueError: hosts that cannot share a batch, an empty source, or colours
@@ -73,6 +75,9 @@ class Stream:
         self._slice = functools.partial(
             index.positions, batch_size=batch_size, host=host, hosts=hosts
         )
+        self._order = order or samplers.uniform(
+            source=source, batch_size=batch_size, seed=seed
+        )
         self._max_bad = max_bad
         self._known: set[int] = set()
         self._lock = threading.Lock()
@@ -80,7 +85,7 @@ class Stream:
     def plan(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a step's positions [b], examples [b] and numbers [b, m]."""
         positions = self._slice(step)
-        examples = index.examples(positions, n=len(self._source), seed=self._seed)
+        examples = self._order(positions)
         return positions, examples, self.pipeline.numbers(positions, seed=self._seed)
 
     def read(

@@ -46,7 +46,7 @@ class Loss:
             raise ValueError(f"binary loss got {dim} outputs per image; wanted 1 logit")
         return {}
 
-    def init_margin(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return nothing: there is no margin rule."""
         return {}, {}
 
@@ -130,7 +130,7 @@ class OneVsAll:
         """Return {"kernel": [C padded to 1024, dim]}, drawn as softmax's."""
         return {"kernel": softmax.draw(key, num_classes, dim=dim)}
 
-    def init_margin(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return ({"b": the bias}, no statistics)."""
         return {"b": jnp.asarray(self._first_bias(), float)}, {}
 

@@ -84,9 +84,9 @@ class Loss:
         """Draw the head that `softmax` draws from this key."""
         return self.full.init(key, num_classes=num_classes, dim=dim)
 
-    def init_margin(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the rule's (trainable scalars, running statistics)."""
-        return self.full.init_margin()
+        return self.full.init_margin(dim=dim)
 
     def share(
         self,
@@ -191,8 +191,8 @@ class _Over:
     def init(self, key: jax.Array, *, num_classes: int, dim: int) -> dict[str, Any]:
         return self.full.init(key, num_classes=num_classes, dim=dim)
 
-    def init_margin(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.full.init_margin()
+    def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.full.init_margin(dim=dim)
 
     def share(
         self,

@@ -90,7 +90,7 @@ class Loss:
         """
         return {"kernel": draw(key, num_classes, dim=dim, centers=self.centers)}
 
-    def init_margin(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the rule's (trainable scalars, running statistics)."""
         given = facts(self.rule)
         return (

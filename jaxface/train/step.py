@@ -90,8 +90,9 @@ def init_state(
     images = jnp.zeros((2, *shape), jnp.float32)
     variables = model.init(init_key, images)
     out = jax.eval_shape(model.apply, variables, images)
-    head = loss.init(head_key, num_classes=num_classes, dim=out.shape[-1])
-    margin_params, margin_state = loss.init_margin()
+    dim = out.shape[-1]
+    head = loss.init(head_key, num_classes=num_classes, dim=dim)
+    margin_params, margin_state = loss.init_margin(dim=dim)
     params = variables["params"]
     trainable = {"params": params, "head": head, "margin": margin_params}
     return TrainState(

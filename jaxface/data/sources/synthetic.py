@@ -56,6 +56,12 @@ class Source:
         """Labels are 0 .. num_classes - 1."""
         return self.identities
 
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] int32, the label of every image."""
+        people = np.arange(self.identities, dtype=np.int32)
+        return np.repeat(people, self.per_identity)
+
     def __len__(self) -> int:
         return self.identities * self.per_identity
 
