@@ -90,6 +90,13 @@ class Joint:
         return total, state, metrics
 
 
+def parts(loss: Loss) -> list[Loss]:
+    """Return the losses that a loss is made of, itself if it is one."""
+    if isinstance(loss, Joint):
+        return [part for _, _, part in loss.parts]
+    return [loss]
+
+
 def _union(trees: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for tree in trees:
