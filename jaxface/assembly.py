@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from jaxface.train import step as steps
 from jaxface.types import (
     Batch,
     Batches,
+    Embed,
     Evaluator,
     Loss,
     Named,
@@ -148,6 +149,13 @@ class Run:
         name = spec.parse_one(self.config.loss.name).name
         return joint.Joint(((name, 1.0, main), *added))
 
+    @property
+    def reads(self) -> set[str]:
+        """What the losses want of a teacher, as keys of the batch."""
+        return {
+            k for part in joint.parts(self.loss) for k in getattr(part, "reads", ())
+        }
+
     @functools.cached_property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, 3) of what the network sees."""
@@ -261,7 +269,7 @@ class Run:
         workers = c.workers or os.cpu_count() or 1
         return module.Loader(order, start_step=start, workers=workers)
 
-    def batches(self, loader: Batches) -> Iterator[Batch]:
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Yield global device batches, one placed ahead of the one in use."""
         placed = (parallel.put_batch(b, mesh=self.mesh, axis=AXIS) for b in loader)
         ahead = list(itertools.islice(placed, 1))
@@ -291,7 +299,12 @@ class Run:
 
     def evaluate(self, variables: Any) -> dict[str, Result]:
         """Run every evaluator on the network with these variables."""
-        embedder = embed.make_embed(
+        embedder = self.embedder(variables)
+        return {name: e.run(embedder) for name, e in self.evaluators.items()}
+
+    def embedder(self, variables: Any) -> Embed:
+        """Make the function from a source to its embeddings, in order."""
+        return embed.make_embed(
             self.forward,
             variables,
             mesh=self.mesh,
@@ -302,7 +315,6 @@ class Run:
                 batch_size=self.config.eval.batch_size,
             ),
         )
-        return {name: e.run(embedder) for name, e in self.evaluators.items()}
 
 
 def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:

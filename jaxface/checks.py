@@ -89,6 +89,7 @@ def check_training(run: Run) -> None:
     _ = run.loss, run.tx, run.order  # opens the images, binds what is left
     _check_sampling(run)
     _check_pairs(run)
+    _check_teacher(run)
     if run.rules:
         _check_rules(run)
     save, look = run.every(c.checkpoint.every), run.every(c.eval.every)
@@ -135,7 +136,7 @@ def _check_sampling(run: Run) -> None:
 
 def _check_pairs(run: Run) -> None:
     """Warn where a loss over pairs would seldom see two images of one person."""
-    if not any(isinstance(loss, metric.Loss) for loss in joint.parts(run.loss)):
+    if not any(isinstance(part, metric.Loss) for part in joint.parts(run.loss)):
         return
     order = run.order(index.positions(0, batch_size=run.config.data.batch_size))
     if not isinstance(run.source, types.Labelled):
@@ -149,6 +150,28 @@ def _check_pairs(run: Run) -> None:
             " and a loss over pairs learns nothing from those; set"
             " config.data.sampler = 'pk(k=4)'",
             100 * alone,
+        )
+
+
+def _check_teacher(run: Run) -> None:
+    """Refuse a loss without its teacher, and a teacher without a loss."""
+    c = run.config.distill
+    if run.reads and not (c.workdir or c.cache):
+        raise ValueError(
+            "a loss of losses.distill learns from a teacher; set distill.workdir, or"
+            " distill.cache to a file of embeddings"
+        )
+    if not run.reads and (c.workdir or c.cache):
+        raise ValueError(
+            f"a teacher is given ({c.workdir or c.cache}) and no loss learns from it;"
+            ' set config.loss.also = "distill.cosine(weight=1.0)", or another'
+        )
+    if c.workdir and c.cache:
+        raise ValueError("two teachers, distill.workdir and distill.cache; wanted one")
+    if c.cache and "teacher_head" in run.reads:
+        raise ValueError(
+            "distill.logits wants the teacher's class weights, and distill.cache has"
+            " embeddings only; set distill.workdir"
         )
 
 

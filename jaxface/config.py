@@ -68,6 +68,14 @@ def base() -> ml_collections.ConfigDict:
     # by "|". "" is none.
     c.loss.also = ""
 
+    # Who teaches the losses of losses.distill: a workdir, trained or converted, whose
+    # network runs beside each step, or a file (.npy, .npz) of its embeddings [N, T],
+    # a row for each image of data.source. "": nobody.
+    c.distill = ml_collections.ConfigDict()
+    c.distill.workdir = ""
+    c.distill.step = "best"  # of its checkpoints; or "latest", or a number
+    c.distill.cache = ""
+
     c.optim = ml_collections.ConfigDict()
     c.optim.name = "sgd(momentum=0.9, weight_decay=5e-4)"  # of train.optim
     c.optim.lr = 0.1  # peak learning rate

@@ -9,22 +9,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 from absl import logging
 
-from jaxface import checkpoint, config, transfer
+from jaxface import checkpoint, config, teacher, transfer
 from jaxface.assembly import Run
 from jaxface.train import loop, monitor
 from jaxface.train import step as steps
-from jaxface.types import Result
+from jaxface.types import Batch, Batches, Result
 
 
 def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
@@ -53,6 +54,7 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
     )
     start, state = _start(run, manager)
     loader = run.loader(start)
+    batches = _batches(run, loader)
     text = config.dumps(c)
 
     def save(done: int, state: Any, scalars: dict[str, float] | None) -> None:
@@ -88,7 +90,7 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
             state = loop.run(
                 state,
                 step=run.step,
-                batches=run.batches(loader),
+                batches=batches,
                 start=start,
                 total=run.total,
                 monitor=log,
@@ -211,12 +213,27 @@ def _start(run: Run, manager: Any) -> tuple[int, steps.TrainState]:
         return start, checkpoint.restore(manager, latest, like=run.abstract)
     if not run.config.init.workdir:
         return 0, run.first_state()
-    workdir = pathlib.Path(run.config.init.workdir).absolute()
+    with _given(run.config.init) as given:
+        return 0, transfer.first_state(run, given)
+
+
+def _batches(run: Run, loader: Batches) -> Iterator[Batch]:
+    """Yield global batches from a loader, with what a teacher says of them."""
+    if run.config.distill.cache:
+        return run.batches(teacher.recited(run, loader))
+    if not run.config.distill.workdir:
+        return run.batches(loader)
+    with _given(run.config.distill) as given:
+        return map(teacher.beside(run, given), run.batches(loader))
+
+
+@contextlib.contextmanager
+def _given(c: ml_collections.ConfigDict) -> Iterator[transfer.Given]:
+    """Open the checkpoint that a `workdir` and a `step` name."""
+    workdir = pathlib.Path(c.workdir).absolute()
     theirs = saved_config(workdir)
     with _reader(workdir, theirs) as reader:
-        step = checkpoint.find(reader, run.config.init.step)
-        given = transfer.Given(workdir, theirs, reader, step)
-        return 0, transfer.first_state(run, given)
+        yield transfer.Given(workdir, theirs, reader, checkpoint.find(reader, c.step))
 
 
 def _reader(workdir: str | pathlib.Path, c: ml_collections.ConfigDict) -> Any:

@@ -20,8 +20,10 @@ import numpy as np
 if TYPE_CHECKING:
     import jax
 
-# image [B, H, W, 3] float32 or uint8, label [B] int32, position [B] uint32:
-# the example's place in the endless global stream, which keys every random draw.
+# image [B, H, W, 3] float32 or uint8, label [B] int32, example [B] uint32: which image
+# of the source it is; position [B] uint32: its place in the endless global stream,
+# which keys every random draw. With a teacher also teacher [B, T] float32 and, where
+# the loss reads them, teacher_head [C, T]: its class weights, split by class.
 Batch = dict[str, Any]
 Metrics = dict[str, Any]
 

@@ -149,3 +149,60 @@ def center(rows, labels, centres, *, alpha=0.5):
         ]
         moved.append([x - alpha * dx for x, dx in zip(c, delta, strict=True)])
     return loss, moved
+
+
+def cosine(rows, teacher):
+    """One less the cosine of the two embeddings."""
+    both = zip(rows, teacher, strict=True)
+    return mean([1 - dot(unit(v), unit(t)) for v, t in both])
+
+
+def l2(rows, teacher, *, unit_rows=False):
+    """Squared distance of the two embeddings."""
+    f = unit if unit_rows else list
+    return mean([square(f(v), f(t)) for v, t in zip(rows, teacher, strict=True)])
+
+
+def huber(x, y):
+    gap = abs(x - y)
+    return gap * gap / 2 if gap <= 1 else gap - 0.5
+
+
+def relations(vectors):
+    """Return all distances over their mean, and the cosines of all angles i j k."""
+    n = range(len(vectors))
+    pairs = [(i, j) for i in n for j in n if i != j]
+    d = [math.sqrt(square(vectors[i], vectors[j])) for i, j in pairs]
+    angles = []
+    for i, j in pairs:
+        for k in n:
+            if k not in (i, j):
+                a = [x - y for x, y in zip(vectors[i], vectors[j], strict=True)]
+                b = [x - y for x, y in zip(vectors[k], vectors[j], strict=True)]
+                angles.append(dot(unit(a), unit(b)))
+    return [x / mean(d) for x in d], angles
+
+
+def relational(rows, teacher, *, distance=1.0, angle=2.0, unit_rows=False):
+    """Park et al.: distance-wise and angle-wise losses, as means."""
+    f = unit if unit_rows else list
+    d, a = relations([f(v) for v in rows])
+    d_there, a_there = relations([f(v) for v in teacher])
+    apart = [huber(x, y) for x, y in zip(d, d_there, strict=True)]
+    turned = [huber(x, y) for x, y in zip(a, a_there, strict=True)]
+    return distance * mean(apart) + angle * mean(turned)
+
+
+def logits(rows, teacher, weights, their_weights, *, temperature=4.0, scale=64.0):
+    """Hinton et al. section 2: T^2 KL(teacher || network)."""
+
+    def probabilities(v, w):
+        z = [scale * dot(unit(v), unit(c)) / temperature for c in w]
+        total = sum(math.exp(x) for x in z)
+        return [math.exp(x) / total for x in z]
+
+    out = []
+    for v, t in zip(rows, teacher, strict=True):
+        p, q = probabilities(t, their_weights), probabilities(v, weights)
+        out.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+    return temperature**2 * mean(out)

@@ -33,6 +33,7 @@ FLOORS = {
     "assembly": 4,
     "checks": 4,
     "transfer": 4,
+    "teacher": 4,
     "experiment": 4,
 }
 # `data` is a floor of its own: it may use 0 and itself only.

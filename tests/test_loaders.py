@@ -85,7 +85,7 @@ def assert_equal(found, wanted):
     assert len(found) == len(wanted)
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours.keys() == theirs.keys()
-        for name in ("label", "position"):
+        for name in ("label", "example", "position"):
             assert ours[name].dtype == theirs[name].dtype
             np.testing.assert_array_equal(ours[name], theirs[name])
         assert ours["image"].dtype == theirs["image"].dtype == np.float32
@@ -101,6 +101,7 @@ def test_the_loaders_agree_on_images_of_every_kind(line):
     assert shapes == {
         "image": ((8, 16, 16, 3), np.float32),
         "label": ((8,), np.int32),
+        "example": ((8,), np.uint32),
         "position": ((8,), np.uint32),
     }
 

@@ -4,7 +4,7 @@ line = ops.parse("decode|resize(112)|flip|normalize")
 stream = Stream(source, line, batch_size=128, seed=0)
 loader = Loader(stream, start_step=500)
 for batch in loader:                       # endless
-    batch["image"], batch["label"], batch["position"]
+    batch["image"], batch["label"], batch["position"], batch["example"]
 loader.close()
 """
 
@@ -57,10 +57,11 @@ class Loader:
     def __iter__(self) -> Iterator[types.Batch]:
         steps = map(self._submit, itertools.count(self._start))
         for positions, examples in _ahead(steps, count=self._prefetch):
-            images, labels = zip(*(e.result() for e in examples), strict=True)
+            images, labels, read = zip(*(e.result() for e in examples), strict=True)
             yield {
                 "image": _stack(images),
                 "label": np.array(labels, np.int32),
+                "example": np.array(read, np.uint32),
                 "position": positions.astype(np.uint32),  # modulo 2**32: a key
             }
 

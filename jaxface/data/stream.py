@@ -93,8 +93,8 @@ class Stream:
         position: int,
         example: int,
         prepare: Callable[[bytes | np.ndarray], T],
-    ) -> tuple[T, int]:
-        """Return (prepared record, label) of an example or of its first substitute.
+    ) -> tuple[T, int, int]:
+        """Return (prepared record, label, example) of one, or of what replaces it.
 
         Args:
             position: where in the stream.
@@ -109,7 +109,7 @@ class Stream:
             if example not in self._known:
                 try:
                     record, label = self._source.read(example)
-                    return prepare(record), label
+                    return prepare(record), label, example
                 except (OSError, decode.UnreadableError) as error:
                     self._mark(example, error)
             self._check_share()

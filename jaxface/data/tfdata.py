@@ -76,18 +76,17 @@ class Loader:
 
     def _dataset(self, start: int) -> tf.data.Dataset:
         def read(step):
-            kinds = (tf.string, tf.int32, tf.uint32, tf.float64)
-            record, label, position, numbers = tf.numpy_function(
-                self._read, [step], kinds
-            )
-            for vector in (record, label, position):
+            kinds = (tf.string, tf.float64, tf.int32, tf.uint32, tf.uint32)
+            record, numbers, *facts = tf.numpy_function(self._read, [step], kinds)
+            for vector in (record, *facts):
                 vector.set_shape([self._stream.local])
             numbers.set_shape([self._stream.local, self._stream.pipeline.width + 1])
-            return record, label, position, numbers
+            return record, numbers, *facts
 
-        def process(record, label, position, numbers):
+        def process(record, numbers, label, example, position):
             image = self._stream.pipeline.tensorflow(tf, record, numbers)
-            return {"image": image, "label": label, "position": position}
+            facts = {"label": label, "example": example, "position": position}
+            return {"image": image, **facts}
 
         steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
         return (
@@ -100,7 +99,7 @@ class Loader:
         )
 
     def _read(self, step: np.int64) -> tuple[np.ndarray, ...]:
-        """Read a batch: records [b], labels [b], positions [b], numbers [b, m + 1]."""
+        """Read a batch: records, numbers [b, m + 1], labels, examples, positions."""
         prepare = _pixels if step == self._careful else _record
         positions, examples, numbers = self._stream.plan(int(step))
 
@@ -108,7 +107,7 @@ class Loader:
             return self._stream.read(int(position), int(example), prepare)
 
         try:
-            records, labels = zip(
+            records, labels, found = zip(
                 *self._pool.map(read, positions, examples), strict=True
             )
         except BaseException as error:
@@ -116,10 +115,11 @@ class Loader:
             raise
         return (
             np.array(records, object),
-            np.array(labels, np.int32),
-            positions.astype(np.uint32),
             # A spare column: TensorFlow crashes on an empty array from Python.
             np.pad(numbers, ((0, 0), (0, 1))),
+            np.array(labels, np.int32),
+            np.array(found, np.uint32),
+            positions.astype(np.uint32),
         )
 
 
