@@ -29,4 +29,5 @@ source launch/env.sh
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "${only[@]}" "$@"
+python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal \
+  "${only[@]}" "$@"
