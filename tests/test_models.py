@@ -285,9 +285,12 @@ def test_synced_batch_norm_on_eight_devices_is_one_device(name):
         )
 
 
-def two_steps(model, size):
-    """Train on eight devices as `launch/train.py` does; the losses and last state."""
-    mesh, rows = parallel.make_mesh(axis="data"), 16
+def two_steps(model):
+    """Train on eight devices as `launch/train.py` does; the losses and last state.
+
+    The first state is noise, not `init`'s: its draws would be compiled too.
+    """
+    mesh, rows, size = parallel.make_mesh(axis="data"), 8, pixels(model)
     loss = binary.Loss() if model.dim == 1 else softmax.Loss(num_classes=8, scale=16.0)
     tx = optim.sgd(lr=lambda step: 0.01)
     init = functools.partial(
@@ -296,8 +299,13 @@ def two_steps(model, size):
         shape=(*size, 3),
         num_classes=loss.num_classes,
     )
-    specs = parallel.state_specs(jax.eval_shape(init), axis="data")
-    state = jax.jit(init, out_shardings=parallel.shardings(specs, mesh))()
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda a: (0.05 + 0.02 * rng.standard_normal(a.shape)).astype(a.dtype),
+        jax.eval_shape(init),
+    )
+    specs = parallel.state_specs(state, axis="data")
+    state = jax.device_put(state, parallel.shardings(specs, mesh))
     step = parallel.compile_step(
         steps.make_grads(model, loss, axis="data", clip=5.0),
         steps.make_update(tx),
@@ -307,9 +315,7 @@ def two_steps(model, size):
         axis="data",
     )
     batch = {
-        "image": np.random.default_rng(0)
-        .uniform(-1, 1, (rows, *size, 3))
-        .astype(np.float32),
+        "image": rng.uniform(-1, 1, (rows, *size, 3)).astype(np.float32),
         "label": np.arange(rows, dtype=np.int32) % loss.num_classes,
         "position": np.arange(rows, dtype=np.uint32),
     }
@@ -320,14 +326,18 @@ def two_steps(model, size):
     return losses, state
 
 
+def trains_on_eight_devices(make, **given):
+    for dtype in ("float32", "bfloat16"):
+        losses, state = two_steps(make(dtype=dtype, axis="data", **given))
+        assert np.isfinite(losses).all()
+        assert losses[0] != losses[1]
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+        assert dtypes(state.params) == {"float32"}
+
+
 @every_quick
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_small_ones_train_on_eight_devices(name, dtype):
-    model = FAMILIES[name].tiny(dtype=dtype, axis="data")
-    losses, state = two_steps(model, pixels(model))
-    assert np.isfinite(losses).all()
-    assert losses[0] != losses[1]
-    assert dtypes(state.params) == {"float32"}
+def test_small_ones_train_on_eight_devices(name):
+    trains_on_eight_devices(FAMILIES[name].tiny)
 
 
 def smallest(name):
@@ -335,15 +345,28 @@ def smallest(name):
     return next(iter(FAMILIES[name].PUBLISHED), "Model")
 
 
-@pytest.mark.slow  # whole networks, compiled for eight devices: a minute each
-@pytest.mark.parametrize("name", ["iresnet"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_published_sizes_train_on_eight_devices(name, dtype):
-    make = VARIANTS[f"{name}.{smallest(name)}"]
-    model = make(dtype=dtype, axis="data")
-    losses, state = two_steps(model, pixels(model))
-    assert np.isfinite(losses).all()
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+@pytest.mark.slow
+@every_small
+def test_the_smallest_published_network_trains_on_eight_devices(name):
+    trains_on_eight_devices(VARIANTS[f"{name}.{smallest(name)}"])
+
+
+def cut():
+    """The other published networks with one block a stage, of equal ones the first."""
+    found = {}
+    for name, make in VARIANTS.items():
+        family, _, variant = name.partition(".")
+        if variant not in ("tiny", smallest(family)) and hasattr(make(), "stages"):
+            stages = tuple(min(n, 1) for n in make().stages)
+            key = (family, str(make(stages=stages)))
+            found.setdefault(key, pytest.param(make, stages, id=name))
+    return found.values()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "stages"), cut())
+def test_one_block_a_stage_trains_on_eight_devices(make, stages):
+    trains_on_eight_devices(make, stages=stages)
 
 
 @every_small
