@@ -46,11 +46,13 @@ def get_config(given: str = "") -> ml_collections.ConfigDict:
     c.loss.name = "softmax(scale=16.0)"
     c.loss.margin = "cosface(m=0.15)"
 
+    c.optim.name = "muon(weight_decay=0.05)"  # learns in 12 epochs as sgd does in 24
+    c.optim.lr = 0.004
     c.optim.schedule = "one_cycle"
-    c.optim.warmup = "20 percent"
-    c.train.length = "40 epochs"
+    c.optim.warmup = "5 percent"
+    c.train.length = "28 epochs"
 
-    c.eval.every = "40 epochs"
+    c.eval.every = "28 epochs"
     c.checkpoint.every = "5 epochs"
     c.mesh.cpu_devices = 2  # one per core: faster than one device of two cores
     return c
