@@ -38,8 +38,9 @@ def make_mesh(
 def state_specs(state: Any, *, axis: Axis) -> Any:
     """Return one PartitionSpec per leaf, by the leaf's path; first match wins.
 
-    Everything under a `head` (weights and their optimizer moments) is sharded by
-    class along its first dimension; scalars and all else are replicated.
+    Everything under a `head` (weights and their optimizer moments) and the margin's
+    `rows_...` are sharded by class along their first dimension; scalars and all else
+    are replicated.
 
     Args:
         state: tree of arrays or shapes.
@@ -48,7 +49,7 @@ def state_specs(state: Any, *, axis: Axis) -> Any:
     # A layer of the network may be called head too, so `params` goes first.
     table = (
         (r"(^|/)(params|ema|batch_stats)/", P()),
-        (r"(^|/)head/", P(axis)),
+        (r"(^|/)(head/|margin_state/rows_)", P(axis)),
         (r"", P()),
     )
 

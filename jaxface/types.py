@@ -161,6 +161,19 @@ class Loss(Protocol):
         ...
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """A loss with arrays per class that it writes itself; `isinstance` tells.
+
+    They are part of the margin's statistics, under names that begin with "rows_", and
+    sharded by class along their first axis as the head is.
+    """
+
+    def init_rows(self, *, num_classes: int, dim: int) -> dict[str, Any]:
+        """Return the arrays before the first step."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Published:
     """What the makers of a network print about it.

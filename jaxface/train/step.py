@@ -23,7 +23,7 @@ from flax import struct
 
 from jaxface import parallel
 from jaxface.train import multipliers
-from jaxface.types import Batch, Loss
+from jaxface.types import Batch, Loss, Remembers
 
 
 class TrainState(struct.PyTreeNode):
@@ -35,7 +35,7 @@ class TrainState(struct.PyTreeNode):
         head: the class weights, sharded by class along their first axis.
         batch_stats: running statistics of normalisation layers.
         margin_params: the margin rule's trainable scalars.
-        margin_state: the margin rule's running statistics.
+        margin_state: the margin rule's running statistics; "rows_..." by class.
         opt_state: Optax's, over {"params", "head", "margin"}.
         ema: an average of `params`, empty when it is off.
         rng: [2] uint32, key data of the run's seed; never advanced.
@@ -91,6 +91,9 @@ def init_state(
     out = jax.eval_shape(model.apply, variables, images)
     head = loss.init(head_key, num_classes=num_classes, dim=out.shape[-1])
     margin_params, margin_state = loss.init_margin()
+    if isinstance(loss, Remembers):
+        rows = loss.init_rows(num_classes=num_classes, dim=out.shape[-1])
+        margin_state = margin_state | rows
     params = variables["params"]
     trainable = {"params": params, "head": head, "margin": margin_params}
     return TrainState(
