@@ -41,8 +41,9 @@ def make_mesh(
 def state_specs(state: Any, *, axis: Axis) -> Any:
     """Return one PartitionSpec per leaf, by the leaf's path; first match wins.
 
-    Everything under a `head` (weights and their optimizer moments) is sharded by
-    class along its first dimension; scalars and all else are replicated.
+    Everything under a `head` (weights, their moments, what a loss remembers of its
+    classes) is sharded by class along its first dimension; scalars and all else are
+    replicated.
 
     Args:
         state: tree of arrays or shapes.

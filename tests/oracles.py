@@ -223,3 +223,16 @@ def sphereface2(cos, y, b, r=40.0, m=0.4, t=3.0, lam=0.7, lw=50.0):
             else:
                 total += lw * (1 - lam) / r * softplus(r * (g + m) + b)
     return total / len(y)
+
+
+def prototypes(w, faces, now, lam, span):
+    """VPL's class weights: `faces` maps a class to (step seen, embedding)."""
+    out = []
+    for c, row in enumerate(w):
+        unit = [x / length(row) for x in row]
+        seen, face = faces.get(c, (-math.inf, row))
+        if now - seen <= span:
+            face = [x / length(face) for x in face]
+            unit = [(1 - lam) * a + lam * b for a, b in zip(unit, face, strict=True)]
+        out.append(unit)
+    return out

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 from jaxface import parallel
-from jaxface.losses import softmax
+from jaxface.losses import memory, softmax
 from jaxface.train import step as steps
 
 B, C, D = 16, 40, 8
@@ -112,18 +112,23 @@ def distance(a, b):
 
 
 def loss_with(rule, monkeypatch, **kwargs):
+    if rule == "memory":
+        return memory.Loss(num_classes=C, margin="cosface", scale=16.0, start=1, span=1)
     if rule == "noisy":
         monkeypatch.setattr(softmax, "resolve", lambda line: noisy)
     return softmax.Loss(num_classes=C, margin=rule, scale=16.0, **kwargs)
 
 
 # `test_margins` has all rules; here are those without and with statistics, and all.
-@pytest.mark.parametrize("rule", ["softmax", "arcface", "magface", "adaface", "noisy"])
+@pytest.mark.parametrize(
+    "rule", ["softmax", "arcface", "magface", "adaface", "memory", "noisy"]
+)
 def test_dense_is_jit_is_pmap(rule, monkeypatch):
     with jax.enable_x64():
         loss = loss_with(rule, monkeypatch)
         want = run(loss, "dense")
         assert want[0].head["kernel"].dtype == np.float64
+        assert rule != "memory" or want[1][-1]["remembered"] > 0
         for how in ("jit", "pmap"):
             assert distance(run(loss, how), want) < 1e-10, how
 

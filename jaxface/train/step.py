@@ -36,7 +36,7 @@ class TrainState(struct.PyTreeNode):
         head: the class weights, sharded by class along their first axis.
         batch_stats: running statistics of normalisation layers.
         margin_params: the margin rule's trainable scalars.
-        margin_state: the margin rule's running statistics.
+        margin_state: the margin rule's running statistics; those in "head" by class.
         opt_state: Optax's, over {"params", "head", "margin"}.
         ema: an average of `params`, empty when it is off.
         rng: [2] uint32, key data of the run's seed; never advanced.
