@@ -138,6 +138,12 @@ def _check_pairs(run: Run) -> None:
     """Warn where a loss over pairs would seldom see two images of one person."""
     if not any(isinstance(part, metric.Loss) for part in joint.parts(run.loss)):
         return
+    parts = run.config.train.microbatches
+    if parts > 1:
+        raise ValueError(
+            f"train.microbatches is {parts}, and a loss over pairs would see only those"
+            " within a part; wanted 1"
+        )
     order = run.order(index.positions(0, batch_size=run.config.data.batch_size))
     if not isinstance(run.source, types.Labelled):
         logging.warning("loss over pairs: whether a batch has any is not known")

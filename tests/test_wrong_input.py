@@ -57,6 +57,12 @@ def test_a_wrong_config_is_refused_before_training(key, value, error, words):
         assembly.build(changed(**{key: value}))
 
 
+def test_losses_over_pairs_refuse_parts_of_a_batch():
+    line = {"loss__name": "metric.triplet()", "loss__margin": ""}
+    with pytest.raises(ValueError, match="microbatches is 2, and a loss over pairs"):
+        assembly.build(changed(train__microbatches=2, **line))
+
+
 @pytest.mark.parametrize("name", ["lamb", "muon"])
 def test_pmap_refuses_optimizers_that_look_at_whole_arrays(name):
     with pytest.raises(ValueError, match=f"element-wise optimizer, got '{name}'"):

@@ -238,13 +238,16 @@ def draw(key: jax.Array, num_classes: int, *, dim: int, centers: int = 1) -> jax
     """Draw N(0, 0.01) rows, keyed by virtual shard of 1024 classes.
 
     Returns:
-        [C padded to 1024, times centers, dim] float32.
+        [C padded to 1024, times centers, dim] float32; padding is zero, so that an
+        optimizer that asks for the length of the whole (LAMB) gets it.
     """
     shards = -(-num_classes // SHARD)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(shards))
     shape = (SHARD * centers, dim)
     rows = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
-    return 0.01 * rows.reshape(shards * SHARD * centers, dim)
+    rows = 0.01 * rows.reshape(shards * SHARD * centers, dim)
+    real = jnp.arange(len(rows)) < num_classes * centers
+    return jnp.where(real[:, None], rows, 0.0)
 
 
 def gather(

@@ -206,9 +206,10 @@ def accumulated(value_and_grad: Any, parts: int) -> Any:
     def over_parts(weights: Any, carried: Any, batch: Batch) -> Any:
         def one(carry: Any, i: jax.Array) -> Any:
             carried, total = carry
-            part = jax.tree.map(
-                lambda x: x.reshape(-1, parts, *x.shape[1:])[:, i], batch
-            )
+            part = {
+                name: x if name == "teacher_head" else _part(x, i, parts)
+                for name, x in batch.items()
+            }
             (value, (carried, metrics)), g = value_and_grad(weights, carried, part)
             total = jax.tree.map(jnp.add, total, g)
             return (carried, total), (value, metrics)
@@ -226,6 +227,10 @@ def accumulated(value_and_grad: Any, parts: int) -> Any:
         return (value, (carried, metrics)), g
 
     return over_parts
+
+
+def _part(x: jax.Array, i: jax.Array, parts: int) -> jax.Array:
+    return x.reshape(-1, parts, *x.shape[1:])[:, i]
 
 
 def make_update(
