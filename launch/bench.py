@@ -1,12 +1,12 @@
 """Benchmarks: one harness, one function per benchmark, a table and JSON.
 
-Law: opponents run in turn, one after another in every repeat, so that whatever the
-machine does meanwhile it does to all of them. A speed is the median over repeats
-with their span, an accuracy the mean over folds with its interval over people.
+Law: opponents take turns (`harness`). A speed is the median over repeats with their
+span, an accuracy the mean over folds with its interval over people.
 
     python launch/bench.py --what=render
     python launch/bench.py --what=step --size=112 --cpu_devices=2 --out=bench.json
     python launch/bench.py --what=baselines --workdir=quickstart-run
+    python launch/bench.py --what=head --cpu_devices=2 --heads=1e5x512,1e6x512
 
 A benchmark is a function that gives rows; `WHAT` lists them.
 """
@@ -19,11 +19,12 @@ import json
 import pathlib
 import platform
 import runpy
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import bench_head
+import harness
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -51,68 +52,14 @@ Embedding = Callable[[np.ndarray], np.ndarray]
 Program = Callable[..., Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of a table: a figure, its span or interval, and of how many."""
-
-    name: str
-    unit: str
-    value: float
-    low: float
-    high: float
-    count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A call that does a known number of items; arrays it returns are waited for."""
-
-    run: Callable[[], object]
-    items: int
-
-
-def race(
-    candidates: dict[str, Candidate],
-    *,
-    unit: str,
-    warmup: int = 2,
-    repeats: int = 7,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[Row]:
-    """Time candidates in turn, round after round.
-
-    Args:
-        candidates: name -> what to run.
-        unit: what an item a second is called, such as "images/s".
-        warmup: rounds not counted.
-        repeats: rounds counted.
-        clock: seconds.
-
-    Returns:
-        For every candidate its items per second: the median, and the span.
-    """
-    rates: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(warmup + repeats):
-        for name, candidate in candidates.items():
-            start = clock()
-            jax.block_until_ready(candidate.run())
-            seconds = clock() - start
-            if turn >= warmup:
-                rates[name].append(candidate.items / seconds)
-    return [
-        Row(name, unit, statistics.median(r), min(r), max(r), len(r))
-        for name, r in rates.items()
-    ]
-
-
 # --- benchmarks -----------------------------------------------------------------------
 
 
-def render() -> list[Row]:
+def render() -> list[harness.Row]:
     """Images a second of the rendered identities, on one thread."""
-    return race(
+    return harness.race(
         {
-            f"render {size} px": Candidate(_renders(size, count), count)
+            f"render {size} px": harness.Candidate(_renders(size, count), count)
             for size, count in ((56, 200), (112, 200), (224, 50))
         },
         unit="images/s",
@@ -124,7 +71,9 @@ def _renders(size: int, count: int) -> Callable[[], object]:
     return lambda: [source.read(i) for i in range(count)]
 
 
-def step(lines: Sequence[str], *, batch: int, size: int, classes: int) -> list[Row]:
+def step(
+    lines: Sequence[str], *, batch: int, size: int, classes: int
+) -> list[harness.Row]:
     """Images a second of training and of evaluation, on all devices.
 
     Args:
@@ -146,8 +95,8 @@ def step(lines: Sequence[str], *, batch: int, size: int, classes: int) -> list[R
         raise ValueError(f"{mesh.size} devices cannot share {batch} images evenly")
     data = parallel.put_batch(_batch(batch, size, classes), mesh=mesh, axis=AXIS)
     images = data["image"]
-    compiles: list[Row] = []
-    candidates: dict[str, Candidate] = {}
+    compiles: list[harness.Row] = []
+    candidates: dict[str, harness.Candidate] = {}
     for line in lines:
         call = spec.parse_one(line)
         make = spec.module(models, call, kind="model", default="Model")
@@ -159,12 +108,16 @@ def step(lines: Sequence[str], *, batch: int, size: int, classes: int) -> list[R
         forward, forward_row = _compiled(f"forward {line}", forward, variables, images)
         compiles += [train_row, forward_row]
         passing = functools.partial(forward, variables, images)
-        candidates[f"train {line}"] = Candidate(_training(train, state, data), batch)
-        candidates[f"forward {line}"] = Candidate(passing, batch)
-    return compiles + race(candidates, unit="images/s")
+        candidates[f"train {line}"] = harness.Candidate(
+            _training(train, state, data), batch
+        )
+        candidates[f"forward {line}"] = harness.Candidate(passing, batch)
+    return compiles + harness.race(candidates, unit="images/s")
 
 
-def baselines(config: ml_collections.ConfigDict, *, workdir: str = "") -> list[Row]:
+def baselines(
+    config: ml_collections.ConfigDict, *, workdir: str = ""
+) -> list[harness.Row]:
     """Verification accuracy of simple embeddings and nets on a config's sets.
 
     Args:
@@ -234,12 +187,12 @@ def _batch(batch: int, size: int, classes: int) -> types.Batch:
     }
 
 
-def _compiled(name: str, jitted: Any, *args: Any) -> tuple[Program, Row]:
+def _compiled(name: str, jitted: Any, *args: Any) -> tuple[Program, harness.Row]:
     """Return (the program for these arguments, seconds to trace and compile it)."""
     begun = time.perf_counter()
     program = jitted.lower(*args).compile()
     seconds = time.perf_counter() - begun
-    return program, Row(f"compile {name}", "s", seconds, seconds, seconds, 1)
+    return program, harness.Row(f"compile {name}", "s", seconds, seconds, seconds, 1)
 
 
 def _training(program: Program, state: Any, data: types.Batch) -> Program:
@@ -275,9 +228,11 @@ def _pixels(run: assembly.Run, source: types.Source) -> np.ndarray:
     return np.concatenate([b["image"][b["mask"]] for b in batches])
 
 
-def _accuracy(name: str, place: str, scalars: dict[str, float]) -> Row:
+def _accuracy(name: str, place: str, scalars: dict[str, float]) -> harness.Row:
     value, low, high = (scalars[f"accuracy{end}"] for end in ("", "_low", "_high"))
-    return Row(name, f"accuracy on {place}", value, low, high, int(scalars["pairs"]))
+    return harness.Row(
+        name, f"accuracy on {place}", value, low, high, int(scalars["pairs"])
+    )
 
 
 def hog(images: np.ndarray, *, cell: int = 8, bins: int = 9) -> np.ndarray:
@@ -319,19 +274,28 @@ def pca(features: np.ndarray, *, keep: int) -> Callable[[np.ndarray], np.ndarray
 
 # --- the program ----------------------------------------------------------------------
 
-_WHAT = flags.DEFINE_list("what", None, "render, step, baselines.", required=True)
+_WHAT = flags.DEFINE_list("what", None, "render, step, baselines, head.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Write the figures to this JSON file as well.")
 _CPU_DEVICES = flags.DEFINE_integer("cpu_devices", 0, "Split the CPU; 0: whole.")
 _MODEL = flags.DEFINE_multi_string("model", MODELS, "step: the networks.")
-_BATCH = flags.DEFINE_integer("batch", 32, "step: images.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 32, "step, head: images.", lower_bound=1)
 _SIZE = flags.DEFINE_integer("size", 56, "step: pixels a side.", lower_bound=1)
 _CLASSES = flags.DEFINE_integer("classes", 1000, "step: of the head.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "baselines: a trained run; without one, the untrained quickstart."
 )
+_HEADS = flags.DEFINE_list(
+    "heads",
+    "1e4x512,1e5x512,1e6x512,2e6x512,1e6x128,1e7x128",
+    "head: classes x dimension.",
+)
+_KINDS = flags.DEFINE_list("kinds", list(bench_head.KINDS), "head: of these.")
+_SAMPLED = flags.DEFINE_integer("sampled", 65536, "head: classes partial_fc samples.")
+_OPTIMIZER = flags.DEFINE_string("optimizer", "sgd(momentum=0.9)", "head: its line.")
+_MEMORY = flags.DEFINE_float("memory", 8.0, "head: GB a step may take, to be run.")
 
 
-WHAT: dict[str, Callable[[], list[Row]]] = {
+WHAT: dict[str, Callable[[], list[harness.Row]]] = {
     "render": render,
     "step": lambda: step(
         _MODEL.value, batch=_BATCH.value, size=_SIZE.value, classes=_CLASSES.value
@@ -342,10 +306,18 @@ WHAT: dict[str, Callable[[], list[Row]]] = {
         else runpy.run_path(str(QUICKSTART))["get_config"](),
         workdir=_WORKDIR.value,
     ),
+    "head": lambda: bench_head.head(
+        bench_head.sizes(_HEADS.value),
+        kinds=_KINDS.value,
+        batch=_BATCH.value,
+        sampled_rows=_SAMPLED.value,
+        optimizer=_OPTIMIZER.value,
+        memory=_MEMORY.value,
+    ),
 }
 
 
-def choose(names: Sequence[str]) -> dict[str, Callable[[], list[Row]]]:
+def choose(names: Sequence[str]) -> dict[str, Callable[[], list[harness.Row]]]:
     """Return benchmarks by name.
 
     Raises:
@@ -357,17 +329,7 @@ def choose(names: Sequence[str]) -> dict[str, Callable[[], list[Row]]]:
     return {name: WHAT[name] for name in names}
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Lay rows out for people; names come last, for a model's may be long."""
-    wide = max(len(r.unit) for r in rows)
-    spans = [f"[{r.low:.4g}, {r.high:.4g}] of {r.count}" for r in rows]
-    return "\n".join(
-        f"{r.value:>9.4g} {r.unit:<{wide}}  {span:<{max(map(len, spans))}}  {r.name}"
-        for r, span in zip(rows, spans, strict=True)
-    )
-
-
-def report(found: dict[str, list[Row]]) -> dict[str, object]:
+def report(found: dict[str, list[harness.Row]]) -> dict[str, object]:
     """Return what goes to JSON: the rows of every benchmark, and the machine."""
     devices = jax.devices()
     return {
@@ -389,7 +351,7 @@ def main() -> None:
     found = {}
     for name, benchmark in choose(_WHAT.value).items():
         found[name] = benchmark()
-        print(f"{name}\n{table(found[name])}\n", flush=True)
+        print(f"{name}\n{harness.table(found[name])}\n", flush=True)
     if _OUT.value:
         text = json.dumps(report(found), indent=2) + "\n"
         experiment.write_text(pathlib.Path(_OUT.value), text)

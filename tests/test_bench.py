@@ -1,5 +1,6 @@
 """The bench: opponents take turns, figures are summed up right, tables are whole."""
 
+import functools
 import importlib
 import json
 import pathlib
@@ -32,15 +33,21 @@ def test_opponents_take_turns_and_the_median_is_given(bench):
 
         return run
 
-    candidates = {name: bench.Candidate(runner(name), 20) for name in "ab"}
-    a, b = bench.race(candidates, unit="x/s", warmup=2, repeats=3, clock=lambda: now[0])
+    candidates = {name: bench.harness.Candidate(runner(name), 20) for name in "ab"}
+    a, b = bench.harness.race(
+        candidates, unit="x/s", warmup=2, repeats=3, clock=lambda: now[0]
+    )
     assert seen == ["a", "b"] * 5
-    assert a == bench.Row("a", "x/s", 10, 5, 20, 3)  # 20 items in 1, 2 and 4 seconds
-    assert b == bench.Row("b", "x/s", 4, 4, 4, 3)
+    assert a == bench.harness.Row(
+        "a", "x/s", 10, 5, 20, 3
+    )  # 20 items in 1, 2 and 4 seconds
+    assert b == bench.harness.Row("b", "x/s", 4, 4, 4, 3)
 
 
 def test_json_and_table_hold_every_row(bench):
-    rows = [bench.Row(name, "images/s", 2.5, 2.0, 3.0, 7) for name in ("one", "two")]
+    rows = [
+        bench.harness.Row(name, "images/s", 2.5, 2.0, 3.0, 7) for name in ("one", "two")
+    ]
     found = json.loads(json.dumps(bench.report({"render": rows})))
     assert found["benchmarks"]["render"][1] == {
         "name": "two",
@@ -50,9 +57,34 @@ def test_json_and_table_hold_every_row(bench):
         "high": 3.0,
         "count": 7,
     }
-    assert [line.split() for line in bench.table(rows).splitlines()] == [
+    assert [line.split() for line in bench.harness.table(rows).splitlines()] == [
         ["2.5", "images/s", "[2,", "3]", "of", "7", name] for name in ("one", "two")
     ]
+
+
+def test_every_head_is_timed_and_what_is_too_large_is_not_run(bench):
+    head = functools.partial(
+        bench.bench_head.head, batch=8, sampled_rows=64, optimizer="sgd", repeats=1
+    )
+    kinds = ("full", "sharded", "partial_fc")
+    rows = head([(1000, 4), (2000, 4)], memory=1.0)
+    names = [f"{kind} {c} x 4" for c in ("1,000", "2,000") for kind in kinds]
+    assert [(r.name, r.unit) for r in rows] == [
+        *((name, unit) for name in names for unit in ("GB", "s")),
+        *((f"growth {kind} x 4", "power") for kind in kinds),
+    ]
+    (row,) = head([(10**8, 512)], kinds=["partial_fc"], memory=8.0)
+    assert "not run: more than 8 GB" in row.name
+    state = 2 * 10**8 * 512 * 4 / 1e9  # weights and momentum, in place
+    assert state < row.value < 1.01 * state
+
+
+def test_sizes_of_heads_are_read(bench):
+    assert bench.bench_head.sizes(["1e4x512", "77x3"]) == [(10_000, 512), (77, 3)]
+    with pytest.raises(ValueError, match=r"head '1e4'; wanted classes x dimension"):
+        bench.bench_head.sizes(["1e4"])
+    with pytest.raises(KeyError, match="did you mean 'full'"):
+        bench.bench_head.make_loss("ful", 10, 10)
 
 
 def test_an_unknown_benchmark_lists_the_choices(bench):
