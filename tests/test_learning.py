@@ -12,7 +12,6 @@ from flax import linen as nn
 from jaxface import spec
 from jaxface.data.sources import synthetic
 from jaxface.losses import binary, memory, softmax
-from jaxface.types import Remembers
 
 PEOPLE, PICTURES, UNSEEN, BATCH, STEPS = 12, 120, 20, 64, 150
 
@@ -103,9 +102,7 @@ def learn(loss):
     model, variables, tx, forward, update = network()
     (images, labels), (new_images, new_labels) = pictures()
     head = loss.init(jax.random.key(1), num_classes=PEOPLE, dim=32)
-    margin, state = loss.init_margin()
-    if isinstance(loss, Remembers):
-        state |= loss.init_rows(num_classes=PEOPLE, dim=32)
+    margin, state = loss.init_margin(dim=32)
     params, stats = variables["params"], variables["batch_stats"]
     opt, head_opt = tx.init(params), tx.init((head, margin))
 
