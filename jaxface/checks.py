@@ -126,7 +126,7 @@ def _check_sampling(run: Run) -> None:
             f"{n} devices cannot share {run.loss.shards} class shards evenly; wanted"
             f" partial_fc(shards=...) a multiple of {n}, or fewer devices"
         )
-    if not getattr(run.make_tx.func, "elementwise", False):
+    if not _elementwise(run.make_tx.func):
         raise ValueError(
             f"partial_fc updates the sampled rows alone, so it needs an element-wise"
             f" optimizer, got {c.optim.name!r}, which looks at whole arrays; take"

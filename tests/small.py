@@ -48,11 +48,13 @@ def start(loss, tx, num_classes=C):
     return jax.jit(lambda: exact(init(num_classes=num_classes)))()
 
 
-def compiled(loss, tx, state, how="dense", devices=8, **kwargs):
-    """The jitted step and the place of its state."""
+def compiled(loss, tx, state, how="dense", devices=8, microbatches=1, **kwargs):
+    """The jitted step, and its state in its place."""
     axis = MESHES[how]
     update = steps.make_update(tx)
-    grads_of = functools.partial(steps.make_grads, Net(), axis=axis)
+    grads_of = functools.partial(
+        steps.make_grads, Net(), axis=axis, microbatches=microbatches
+    )
     if isinstance(loss, partial_fc.Loss):
         body = sampled.make_body(
             loss, make_grads=grads_of, update=update, axis=axis, **kwargs

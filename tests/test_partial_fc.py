@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import small
 
-from jaxface import spec
-from jaxface.losses import margin, partial_fc, softmax
+from jaxface.losses import partial_fc, softmax
 
 # --- the law of the sample ----------------------------------------------------
 
@@ -148,30 +147,38 @@ def test_the_sample_changes_with_step_and_seed_only():
     assert len(one) == sum(small.loss_of(0.1).quota(c, 2) for c in [384] * 6 + [196])
 
 
-@pytest.mark.parametrize("rule", spec.public(margin))
-def test_every_rule_over_a_sample_is_a_head_of_those_classes_alone(rule):
+class _Cut(softmax.Loss):
+    """A head of few classes whose rule is told that there are 40."""
+
+    def _ctx(self, *args):
+        return super()._ctx(*args)._replace(classes=40)
+
+
+@pytest.mark.parametrize("more", [{}, {"centers": 3, "smoothing": 0.1, "filter": 0.3}])
+@pytest.mark.parametrize("rule", softmax.rules())
+def test_every_rule_over_a_sample_is_a_head_of_those_classes_alone(rule, more):
+    if rule == "softmax":
+        more = {k: v for k, v in more.items() if k != "filter"}  # refused with it
+    k = more.get("centers", 1)
     with jax.enable_x64(True):
-        loss = partial_fc.Loss(
-            num_classes=40, margin=rule, scale=8.0, rate=0.5, shards=1
-        )
+        given = {"margin": rule, "scale": 8.0, **more}
+        loss = partial_fc.Loss(num_classes=40, rate=0.5, shards=1, **given)
         rng = np.random.default_rng(0)
-        batch = next(small.batches(1)) | {
-            "label": rng.integers(0, 40, small.B).astype(np.int32)
-        }
+        label = rng.integers(0, 40, small.B).astype(np.int32)
+        batch = next(small.batches(1)) | {"label": label}
         key, e = jax.random.key(0), jnp.asarray(rng.normal(size=(small.B, small.D)))
-        head = {"kernel": jnp.asarray(rng.normal(size=(1024, small.D)))}
-        ids = small.sampled_ids(loss, jnp.asarray(batch["label"]), key)
+        head = {"kernel": jnp.asarray(rng.normal(size=(1024 * k, small.D)))}
+        ids = small.sampled_ids(loss, jnp.asarray(label), key)
         ids = np.sort(ids[ids < 40])  # all in one shard
         assert len(ids) == 20
-        few = batch | {"label": np.searchsorted(ids, batch["label"])}
-        plain = softmax.Loss(num_classes=20, margin=rule, scale=8.0)
-        cut = {"kernel": head["kernel"][ids]}
+        rows = (ids[:, None] * k + np.arange(k)).ravel()
+        few = batch | {"label": np.searchsorted(ids, label)}
+        cut = {"kernel": head["kernel"][rows]}
         got, g = _value_and_grads(loss, head, e, batch, key)
-        want, h = _value_and_grads(plain, cut, e, few, key)
-        small.close(got, want)
-        small.close(g[1:], h[1:])
-        small.close(g[0]["kernel"][ids], h[0]["kernel"])
-        assert not np.delete(np.asarray(g[0]["kernel"]), ids, 0).any()
+        want, h = _value_and_grads(_Cut(num_classes=20, **given), cut, e, few, key)
+        small.close((got, g[1:]), (want, h[1:]))
+        small.close(g[0]["kernel"][rows], h[0]["kernel"])
+        assert not np.delete(np.asarray(g[0]["kernel"]), rows, 0).any()
 
 
 def _value_and_grads(loss, head, e, batch, key):

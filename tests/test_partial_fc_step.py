@@ -72,6 +72,37 @@ def test_one_device_is_many(rate, how, devices):
         small.close(got, small.train(loss, tx, clip=0.01))
 
 
+def test_sub_centres_travel_with_their_class():
+    with jax.enable_x64(True):
+        loss, tx = small.loss_of(0.02, centers=3, smoothing=0.1), small.make_tx()
+        want = small.train(_Dense(loss), optax.sgd(0.5), 2)
+        small.close(small.train(loss, optax.sgd(0.5), 2), want)
+        want = small.train(loss, tx)
+        small.close(small.train(loss, tx, how="jit"), want)
+
+
+def test_bfloat16_products_train_float32_rows():
+    ends = {}
+    for dtype in ("float32", "bfloat16"):
+        loss, tx = small.loss_of(0.1, dtype=dtype), small.make_tx()
+        ends[dtype], _ = small.train(loss, tx, how="jit")
+        assert {x.dtype for x in small.rows_of(ends[dtype])} == {np.dtype("float32")}
+    first = small.rows_of(jax.device_get(small.start(loss, tx)))[0]
+    moves = [small.rows_of(end)[0] - first for end in ends.values()]
+    error = np.linalg.norm(moves[1] - moves[0]) / np.linalg.norm(moves[0])
+    assert 1e-5 < error < 0.02  # rounded, by 2^-8 and less
+
+
+def test_parts_of_a_batch_share_one_sample():
+    # Examples of a softmax rule do not meet, so the parts' mean is the whole's.
+    with jax.enable_x64(True):
+        loss, tx = small.loss_of(0.02), small.make_tx()
+        want, _ = small.train(loss, tx)
+        for how in ("dense", "jit"):
+            got, _ = small.train(loss, tx, how=how, devices=2, microbatches=4)
+            small.close(got, want)
+
+
 def test_the_head_is_clipped_shard_by_shard():
     with jax.enable_x64(True):
         loss, tx, clip = small.loss_of(0.1), optax.sgd(1.0), 0.05

@@ -41,6 +41,11 @@ class Loss:
         margin: the rule's line, such as "arcface(m=0.5)".
         scale: s, the factor of the cosines.
         gradient: "exact" or "detached", as in `softmax.Loss`.
+        centers: K, how many weights a class has, sampled together.
+        filter: tau, as in `softmax.Loss`; among the sampled negatives.
+        smoothing: as in `softmax.Loss`, over the sampled classes.
+        dtype: "float32" or "bfloat16", as in `softmax.Loss`; rows and moments are
+            float32 either way.
         rate: r in [0, 1], the part of every class shard that is sampled, yet at
             least as many rows as the global batch has images; 0 takes the classes of
             the batch and no others.
@@ -52,6 +57,10 @@ class Loss:
     margin: str = "arcface"
     scale: float = 64.0
     gradient: str = "exact"
+    centers: int = 1
+    filter: float = 1.0
+    smoothing: float = 0.0
+    dtype: str = "float32"
     rate: float = 0.1
     shards: int = 8
 
@@ -73,6 +82,10 @@ class Loss:
             margin=self.margin,
             scale=self.scale,
             gradient=self.gradient,
+            centers=self.centers,
+            filter=self.filter,
+            smoothing=self.smoothing,
+            dtype=self.dtype,
         )
 
     @property
@@ -104,7 +117,7 @@ class Loss:
         `sample` and `over` instead, and comes to the same.
 
         Args:
-            head: {"kernel": [C/n, D]}, this device's classes.
+            head: {"kernel": [K C/n, D]}, this device's classes.
             margin: the rule's (trainable scalars, running statistics).
             embedding: [B/n, D], this device's examples.
             batch: with label [B/n] int32 and position [B/n] uint32.

@@ -46,6 +46,9 @@ class Loss:
             (it uses 0.4). 1 filters nothing.
         smoothing: the part of the label spread evenly over the classes that exist;
             over a sample of classes, over the sampled ones.
+        dtype: "float32", or "bfloat16" to round the factors of embeddings times
+            weights and of their gradients; sums, margins and the weights themselves
+            stay float32.
     """
 
     num_classes: int
@@ -55,6 +58,7 @@ class Loss:
     centers: int = 1
     filter: float = 1.0
     smoothing: float = 0.0
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.gradient not in ("exact", "detached"):
@@ -67,6 +71,8 @@ class Loss:
             raise ValueError(f"centers is {self.centers}; wanted a whole number from 1")
         if not -1 <= self.filter <= 1:
             raise ValueError(f"filter is {self.filter}; wanted a cosine, -1 to 1")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is {self.dtype!r}; wanted 'float32' or 'bfloat16'")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing is {self.smoothing}; wanted 0 to below 1")
         unit = facts(self.rule).unit  # an unknown margin fails here
@@ -215,7 +221,11 @@ class Loss:
     def _logits(self, e: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return (cosines or inner products [B, k], embedding norms [B])."""
         unit_e, norm = unit(e)
-        cos = cosines(unit_e, unit(w)[0]) if facts(self.rule).unit else e @ w.T
+        dtype = "" if self.dtype == "float32" else self.dtype  # float64 stays too
+        if facts(self.rule).unit:
+            cos = cosines(unit_e, unit(w)[0], dtype=dtype)
+        else:
+            cos = product(e, w, dtype=dtype)
         if self.centers == 1:
             return cos, norm
         return cos.reshape(len(e), -1, self.centers).max(-1), norm
@@ -268,10 +278,18 @@ def unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x / norm[:, None], norm
 
 
-def cosines(unit_e: jax.Array, unit_w: jax.Array) -> jax.Array:
+def cosines(unit_e: jax.Array, unit_w: jax.Array, *, dtype: str = "") -> jax.Array:
     """Return [B, k] cosines, just inside +-1, where an angle still has a slope."""
     edge = 1.0 - 1e-7
-    return jnp.clip(unit_e @ unit_w.T, -edge, edge)
+    return jnp.clip(product(unit_e, unit_w, dtype=dtype), -edge, edge)
+
+
+def product(e: jax.Array, w: jax.Array, *, dtype: str = "") -> jax.Array:
+    """Return [B, k] inner products of rows, the factors rounded to `dtype` if any."""
+    if not dtype:
+        return e @ w.T
+    factors = e.astype(dtype), w.T.astype(dtype)
+    return jnp.matmul(*factors, preferred_element_type=e.dtype)
 
 
 def _straight_through(before: jax.Array, after: jax.Array) -> jax.Array:
