@@ -29,4 +29,4 @@ def test_one_file_is_a_backbone(plain):
     test_models.test_a_family_has_all_that_the_contract_asks_for("plain")
     test_models.test_embedding_and_parameters_are_float32("plain.Model", "bfloat16")
     test_models.test_evaluation_repeats_and_rows_are_independent("plain")
-    test_models.test_small_ones_train_on_eight_devices("plain", "float32")
+    test_models.test_small_ones_train_on_eight_devices("plain")
