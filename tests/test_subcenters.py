@@ -44,8 +44,9 @@ def test_it_is_what_loops_find():
     found = subcenters.clean(e, label, kernel, centers=K)
     cos = [[oracles.cosine(x, w) for w in kernel[c * K : c * K + K]]
            for x, c in zip(e, label, strict=True)]  # fmt: skip
+    pairs = list(zip(cos, label, strict=True))
     for c in range(C):
-        votes = [row.index(max(row)) for row, own in zip(cos, label) if own == c]  # noqa: B905
+        votes = [row.index(max(row)) for row, own in pairs if own == c]
         assert found.counts[c].tolist() == [votes.count(k) for k in range(K)]
         best = max(range(K), key=votes.count)
         assert found.dominant[c] == best
