@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxface import parallel
-from jaxface.losses import softmax
+from jaxface.losses import common, softmax
 from jaxface.types import Batch, Metrics
 
 
@@ -169,7 +169,7 @@ class OneVsAll:
             (share, statistics, {"accuracy", "cosine", "norm", "bias"}).
         """
         w = head["kernel"]
-        ids = jnp.arange(w.shape[0]) + parallel.axis_index(axis) * w.shape[0]
+        ids = common.classes_here(len(w), axis=axis)
         gathered = softmax.gather(embedding, batch, key=key, axis=axis)
         return self.on_rows(w, ids, gathered, margin, axis=axis)
 

@@ -19,10 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxface import parallel
-from jaxface.losses import common
+from jaxface.losses import common, softmax
 from jaxface.types import Batch, Metrics
-
-_SHARD = 1024  # centres are padded to a multiple of it, as the rows of a head are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Loss:
 
     def init_margin(self, *, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return centres at the origin, [C padded to 1024, dim] float32."""
-        rows = -(-self.num_classes // _SHARD) * _SHARD
+        rows = softmax.padded(self.num_classes)
         return {}, {"head": {"centers": jnp.zeros((rows, dim))}}
 
     def share(

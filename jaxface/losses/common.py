@@ -28,6 +28,11 @@ def exact(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def classes_here(count: int, *, axis: parallel.Axis) -> jax.Array:
+    """Return [count] int32, which classes the rows of this device's head are."""
+    return jnp.arange(count) + parallel.axis_index(axis) * count
+
+
 def root(squares: jax.Array) -> jax.Array:
     """Return square roots whose slope is zero, not infinite, at zero."""
     return jnp.sqrt(jnp.maximum(squares, 1e-12))

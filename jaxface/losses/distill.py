@@ -272,7 +272,7 @@ class _Logits:
                 f" {len(theirs)} of the teacher on each device; wanted a main loss that"
                 " is softmax over the same classes"
             )
-        ids = jnp.arange(len(w)) + parallel.axis_index(axis) * len(w)
+        ids = common.classes_here(len(w), axis=axis)
         real = (ids < self.num_classes)[None, :]
         teacher = jax.lax.stop_gradient(batch["teacher"])
         log_q, best = self._log_softmax(embedding, w, batch, real, axis)

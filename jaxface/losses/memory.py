@@ -80,7 +80,7 @@ class Loss:
         face was written at, counted from 1; 0 is never.
         """
         params, state = self.base.init_margin(dim=dim)
-        padded = -(-self.num_classes // softmax.SHARD) * softmax.SHARD
+        padded = softmax.padded(self.num_classes)
         rows = {"face": jnp.zeros((padded, dim)), "seen": jnp.zeros(padded, jnp.int32)}
         return params, state | {"steps": jnp.zeros((), jnp.int32), "head": rows}
 

@@ -152,7 +152,7 @@ class Loss:
                 f" partial_fc(shards=...) a multiple of {n}"
             )
         label = parallel.gather(label, axis).astype(jnp.int32)  # [B]
-        padded = -(-self.num_classes // softmax.SHARD) * softmax.SHARD
+        padded = softmax.padded(self.num_classes)
         size, own = padded // self.shards, self.shards // n
         real = np.clip(self.num_classes - np.arange(self.shards) * size, 0, size)
         quota = [self.quota(int(c), len(label)) for c in real]

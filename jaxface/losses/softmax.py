@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxface import parallel, spec
-from jaxface.losses import adaptive
+from jaxface.losses import adaptive, common
 from jaxface.losses import margin as margins
 from jaxface.losses.rule import facts
 from jaxface.types import Batch, Ctx, MarginRule, Metrics
@@ -130,7 +130,7 @@ class Loss:
         """
         w = head["kernel"]
         count = w.shape[0] // self.centers
-        ids = jnp.arange(count) + parallel.axis_index(axis) * count
+        ids = common.classes_here(count, axis=axis)
         gathered = gather(embedding, batch, key=key, axis=axis)
         return self.on_rows(w, ids, gathered, margin, axis=axis)
 
@@ -244,6 +244,11 @@ def resolve(line: str) -> MarginRule:
     return spec.bind(known[call.name], call)
 
 
+def padded(num_classes: int) -> int:
+    """Return how many rows a head has: the classes, to a multiple of 1024."""
+    return -(-num_classes // SHARD) * SHARD
+
+
 def draw(key: jax.Array, num_classes: int, *, dim: int, centers: int = 1) -> jax.Array:
     """Draw N(0, 0.01) rows, keyed by virtual shard of 1024 classes.
 
@@ -251,7 +256,7 @@ def draw(key: jax.Array, num_classes: int, *, dim: int, centers: int = 1) -> jax
         [C padded to 1024, times centers, dim] float32; padding is zero, so that an
         optimizer that asks for the length of the whole (LAMB) gets it.
     """
-    shards = -(-num_classes // SHARD)
+    shards = padded(num_classes) // SHARD
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(shards))
     shape = (SHARD * centers, dim)
     rows = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
@@ -264,8 +269,7 @@ def gather(
     embedding: jax.Array, batch: Batch, *, key: jax.Array, axis: parallel.Axis
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return every device's (embeddings [B, D], labels [B], keys [B])."""
-    exact = jnp.promote_types(embedding.dtype, jnp.float32)
-    e = parallel.gather(embedding.astype(exact), axis)
+    e = parallel.gather(common.exact(embedding), axis)
     y = parallel.gather(batch["label"], axis)
     position = parallel.gather(batch["position"], axis)
     keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(position)
