@@ -1,7 +1,6 @@
 """Every recipe builds, takes two steps and is evaluated."""
 
 import importlib.util
-import inspect
 import json
 import pathlib
 
@@ -48,7 +47,7 @@ def train(name, workdir, given):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_and_is_evaluated(name, faces, tmp_path):
-    takes_faces = inspect.signature(load(name).get_config).parameters
+    takes_faces = "faces=PATH" in load(name).get_config.__doc__
     given = (f"faces={faces}",) if takes_faces else ()
     if name == "finetune":
         train("real_small", tmp_path / "before", given)

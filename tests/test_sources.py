@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxface import spec
 from jaxface.data import host, ops, sources, stream
-from jaxface.data.sources import enrolled, folder, synthetic, without
+from jaxface.data.sources import enrolled, folder, mislabelled, synthetic, without
 
 
 def write(path, people, *, images=3):
@@ -47,6 +47,9 @@ MAKE = {
     "folder": folder_source,
     "enrolled": lambda tmp_path: enrolled.Source(
         folder_source(tmp_path), identity=2, negatives=2
+    ),
+    "mislabelled": lambda tmp_path: mislabelled.Source(
+        folder_source(tmp_path), share=0.25
     ),
     "without": lambda tmp_path: without.Source(
         folder_source(tmp_path), path=write_list(tmp_path, "people/b/1.png")
@@ -253,6 +256,23 @@ def test_enrolled_without_enough_images_says_so(tmp_path):
         enrolled.Source(base, identity=0, negatives=4)
     with pytest.raises(ValueError, match="has 0 images"):
         enrolled.Source(base, identity=7)
+
+
+def test_a_stated_share_of_labels_is_wrong_and_the_seed_says_which(tmp_path):
+    base = synthetic.Source(identities=5, per_identity=40, size=16)
+    drawn = [mislabelled.Source(base, share=0.2, seed=s) for s in (0, 0, 1)]
+    for found in drawn:
+        np.testing.assert_array_equal(found.truth, base.labels)
+        assert (found.labels != base.labels).sum() == 40
+        # every other label takes its part of the wrong ones
+        assert np.bincount(found.labels[found.labels != base.labels]).min() > 2
+    np.testing.assert_array_equal(drawn[0].labels, drawn[1].labels)
+    assert (drawn[0].labels != drawn[2].labels).any()
+    none, all_ = (mislabelled.Source(base, share=x) for x in (0, 1))
+    assert not (none.labels != none.truth).any()
+    assert (all_.labels != all_.truth).all()
+    with pytest.raises(ValueError, match=r"share is 2; wanted 0 \.\. 1"):
+        mislabelled.Source(base, share=2)
 
 
 def test_without_leaves_out_what_the_list_names(tmp_path):
