@@ -407,6 +407,21 @@ def test_remat_changes_neither_paths_nor_values(name):
     )
 
 
+@pytest.mark.parametrize("kind", [{}, {"block": "bottleneck"}, {"squeeze": 4}])
+def test_zero_init_makes_a_block_its_shortcut(kind):
+    model, x = iresnet.tiny(zero_init=True, **kind), images(2, iresnet.tiny())
+
+    def doubled(path, a):
+        inner = "layer" in jax.tree_util.keystr(path) and path[-2].key[:4] == "conv"
+        return 2 * a if inner else a
+
+    for zero in (True, False):
+        variables = jax.jit(model.clone(zero_init=zero).init)(jax.random.key(0), x)
+        other = jax.tree_util.tree_map_with_path(doubled, variables)
+        a, b = (jax.jit(model.apply)(v, x) for v in (variables, other))
+        assert np.array_equal(a, b) == zero
+
+
 @pytest.mark.parametrize("kind", ["relu", "relu6"])
 def test_only_prelu_has_slopes(kind):
     def slopes(activation):
