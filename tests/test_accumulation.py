@@ -42,7 +42,13 @@ def batch_of(rng):
     }
 
 
-@pytest.mark.parametrize("name", spec.public(optim))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in ("sgd", "muon") else pytest.mark.slow)
+        for n in spec.public(optim)
+    ],
+)
 def test_every_optimizer_is_the_same_on_8_devices(name):
     with jax.enable_x64():
         tx = spec.public(optim)[name](lr=lambda t: 0.01 / (1 + t))

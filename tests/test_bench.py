@@ -62,6 +62,7 @@ def test_json_and_table_hold_every_row(bench):
     ]
 
 
+@pytest.mark.slow
 def test_every_head_is_timed_and_what_is_too_large_is_not_run(bench):
     head = functools.partial(
         bench.bench_head.head, batch=8, sampled_rows=64, optimizer="sgd", repeats=1
@@ -121,6 +122,7 @@ def test_step_refuses_what_devices_cannot_share(bench):
         bench.step(["iresnet"], batch=12, size=16, classes=10)
 
 
+@pytest.mark.slow
 def test_baselines_judge_all_on_the_same_pairs(bench, tmp_path):
     c = tiny.recipe()
     c.data.source = "synthetic(identities=40, per_identity=2, size=16)"

@@ -154,8 +154,22 @@ class _Cut(softmax.Loss):
         return super()._ctx(*args)._replace(classes=40)
 
 
-@pytest.mark.parametrize("more", [{}, {"centers": 3, "smoothing": 0.1, "filter": 0.3}])
-@pytest.mark.parametrize("rule", softmax.rules())
+QUICK = ("softmax", "arcface", "adacos", "curricularface")  # each another reduction
+MORE = {"centers": 3, "smoothing": 0.1, "filter": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("rule", "more"),
+    [
+        *((rule, MORE) for rule in QUICK),
+        *((rule, {}) for rule in QUICK),
+        *(
+            pytest.param(rule, {}, marks=pytest.mark.slow)
+            for rule in softmax.rules()
+            if rule not in QUICK
+        ),
+    ],
+)
 def test_every_rule_over_a_sample_is_a_head_of_those_classes_alone(rule, more):
     if rule == "softmax":
         more = {k: v for k, v in more.items() if k != "filter"}  # refused with it
