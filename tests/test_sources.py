@@ -9,11 +9,12 @@ from concurrent import futures
 
 import numpy as np
 import pytest
+import sets
 from PIL import Image
 
 from jaxface import spec
 from jaxface.data import host, ops, sources, stream
-from jaxface.data.sources import enrolled, folder, synthetic, without
+from jaxface.data.sources import enrolled, folder, recordio, synthetic, without
 
 
 def write(path, people, *, images=3):
@@ -42,6 +43,15 @@ def folder_source(tmp_path):
     return folder.Source(write(tmp_path / "people", "abcd"))
 
 
+def png(*color):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), color).save(file, "PNG")
+    return file.getvalue()
+
+
+# of four people, three each
+PICTURES = [[png(40 * k, 60 * i, 99) for i in range(3)] for k in range(4)]
+
 # How to make a small one of each; a new source has its line here.
 MAKE = {
     "folder": folder_source,
@@ -50,6 +60,9 @@ MAKE = {
     ),
     "without": lambda tmp_path: without.Source(
         folder_source(tmp_path), path=write_list(tmp_path, "people/b/1.png")
+    ),
+    "recordio": lambda tmp_path: recordio.Source(
+        sets.write_set(tmp_path / "rec", sets.insightface(PICTURES))
     ),
     "synthetic": lambda tmp_path: synthetic.Source(
         identities=4, per_identity=3, size=24
