@@ -201,7 +201,7 @@ def test_a_damaged_record_is_an_error_of_its_own(tmp_path, first, says):
     whole = (folder / "train.rec").read_bytes()
     (folder / "train.rec").write_bytes(first + whole[len(first) :])
     source = recordio.Source(folder)
-    with pytest.raises(OSError, match=r"train.rec, record at byte 0: ") as caught:
+    with pytest.raises(OSError, match=r"train.rec, byte \d+: ") as caught:
         source.read(0)
     assert says in str(caught.value)
     assert source.read(1) == (b"b", 1)

@@ -149,6 +149,15 @@ def unpack(record: bytes) -> tuple[np.ndarray, bytes]:
     return np.frombuffer(record, "<f4", flag, _HEADER.size), record[end:]
 
 
+def unpacked(data: mmap.mmap | bytes, at: int) -> tuple[np.ndarray, bytes]:
+    """Return what `unpack` makes of the record at a byte, which its errors name."""
+    record = read(data, at)
+    try:
+        return unpack(record)
+    except ValueError as error:
+        raise ValueError(f"byte {at}: {error}") from None
+
+
 def labels_at(
     data: mmap.mmap | bytes, offsets: np.ndarray, *, count: int = 1
 ) -> np.ndarray:
@@ -179,7 +188,7 @@ def labels_at(
         plain &= at + _FRAME.size + words[:, 1].astype(np.int64) <= len(raw)
         plain &= np.where(alone, 1, words[:, 2]) >= count
         for i in np.flatnonzero(~plain):
-            found, _ = unpack(read(data, int(at[i])))
+            found, _ = unpacked(data, int(at[i]))
             if len(found) < count:
                 raise ValueError(f"byte {at[i]}: {len(found)} labels, wanted {count}")
             labels[i] = found[:count]

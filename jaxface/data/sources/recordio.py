@@ -78,7 +78,7 @@ class Source:
         zero = np.flatnonzero(keys == 0)
         labels, image = np.zeros(0), b""
         if len(zero):
-            labels, image = self._unpacked(int(offsets[zero[0]]))
+            labels, image = records.unpacked(self._data, int(offsets[zero[0]]))
         if image or len(labels) < 2:
             if not (keys[1:] > keys[:-1]).all() and len(np.unique(keys)) < len(keys):
                 raise ValueError("the index names a key twice")
@@ -102,7 +102,9 @@ class Source:
         if max(first, end) >= _EXACT:  # rounded: the first without an image it is
             end = len(at) if abs(end - len(at)) < _SHIFT else end
             nearby = range(max(first - _SHIFT, 1), min(first + _SHIFT, len(at)))
-            empty = (k for k in nearby if not self._unpacked(int(at[k]))[1])
+            empty = (
+                k for k in nearby if not records.unpacked(self._data, int(at[k]))[1]
+            )
             first = next(empty, first)
         if not 1 < first <= end <= len(at):
             raise ValueError(
@@ -110,12 +112,6 @@ class Source:
                 f" {len(at)} records"
             )
         return first, end
-
-    def _unpacked(self, at: int) -> tuple[np.ndarray, bytes]:
-        try:
-            return records.unpack(records.read(self._data, at))
-        except ValueError as error:
-            raise ValueError(f"byte {at}: {error}") from None
 
     def _count_classes(self, told: int | None) -> int:
         listed = None if self._identities is None else len(self._identities)
@@ -184,12 +180,13 @@ class Source:
         """
         at = int(self._offsets[i])
         try:
-            labels, image = records.unpack(records.read(self._data, at))
+            labels, image = records.unpacked(self._data, at)
             label = int(_whole(labels[:1])[0])
             if label >= self.num_classes:
                 raise ValueError(f"label {label}, of {self.num_classes} classes")
         except ValueError as error:
-            raise OSError(f"{self._path}, record at byte {at}: {error}") from None
+            where = "" if str(error).startswith("byte") else f"byte {at}: "
+            raise OSError(f"{self._path}, {where}{error}") from None
         return image, label
 
     def name(self, i: int) -> str:
