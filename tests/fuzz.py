@@ -31,7 +31,14 @@ import sets
 from absl import logging
 
 from jaxface.data import ops, stream
-from jaxface.data.sources import folder, pairs_bin, pairs_txt, recordio, without
+from jaxface.data.sources import (
+    folder,
+    lists,
+    pairs_bin,
+    pairs_txt,
+    recordio,
+    without,
+)
 
 MEMORY = 300 << 20  # bytes that one input may take, beyond what the process has
 SECONDS = 10.0  # of the clock, for one input; a tiny set takes a millisecond
@@ -171,10 +178,26 @@ def use_records(root: pathlib.Path) -> Iterator[str]:
     yield from everything(recordio.Source(root))
 
 
+def make_lines(root: pathlib.Path) -> None:
+    make_files(root)
+    rows = ["path,label", *(f"{name},{name[:3]}" for name in FILES), "# the end", ""]
+    (root / "x.csv").write_text("\n".join(rows))
+
+
+def use_lines(root: pathlib.Path) -> Iterator[str]:
+    source = lists.Source(root / "x.csv", min_images=1)
+    lines = (root / "x.csv").read_bytes().removesuffix(b"\n").count(b"\n") + 1
+    assert lines == len(source) + source.ignored, "a line went lost"
+    yield from everything(source)
+
+
 PACK = r"byte \d+|list is not of|images for|two lists|split into"
 # "module", or "module/variant" where there is more than one way to make a file.
 READERS = {
     "folder": Reader(make_tar, use_tar, "not a whole|ends within|holds no|wanted"),
+    "lists": Reader(
+        make_lines, use_lines, r":\d+: |byte \d+|none of its first|no file"
+    ),
     "pairs_bin/4": Reader(make_pack(4), use_pack, PACK),
     "pairs_bin/0": Reader(make_pack(0), use_pack, PACK),
     "pairs_txt": Reader(make_list, use_list, r":\d+: |promises|are missing|byte \d+"),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxface import spec
 from jaxface.data import host, ops, sources, stream
-from jaxface.data.sources import enrolled, folder, recordio, synthetic, without
+from jaxface.data.sources import enrolled, folder, lists, recordio, synthetic, without
 
 
 def write(path, people, *, images=3):
@@ -49,6 +49,14 @@ def png(*color):
     return file.getvalue()
 
 
+def write_lines(tmp_path, people):
+    """Make a folder of people and a list of its images, not in order."""
+    write(tmp_path / "faces", people)
+    lines = [f"faces/{name}/{i}.png {name}" for i in range(3) for name in people]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    return tmp_path / "train.txt"
+
+
 # of four people, three each
 PICTURES = [[png(40 * k, 60 * i, 99) for i in range(3)] for k in range(4)]
 
@@ -61,6 +69,7 @@ MAKE = {
     "without": lambda tmp_path: without.Source(
         folder_source(tmp_path), path=write_list(tmp_path, "people/b/1.png")
     ),
+    "lists": lambda tmp_path: lists.Source(write_lines(tmp_path, "abcd")),
     "recordio": lambda tmp_path: recordio.Source(
         sets.write_set(tmp_path / "rec", sets.insightface(PICTURES))
     ),
