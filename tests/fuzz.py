@@ -37,6 +37,7 @@ from jaxface.data.sources import (
     pairs_bin,
     pairs_txt,
     recordio,
+    tfrecord,
     without,
 )
 
@@ -52,11 +53,13 @@ class Reader:
         make: writes it into a folder.
         use: opens and reads it; yields what the damaged records of it say.
         says: what a message has, besides the file: where in it.
+        seal: makes the checksums of damaged bytes agree, to get past them.
     """
 
     make: Callable[[pathlib.Path], object]
     use: Callable[[pathlib.Path], Iterator[str]]
     says: str = r"byte \d+"
+    seal: Callable[[bytes], bytes] = bytes
 
 
 # --- sources and pairs, read whole ----------------------------------------------------
@@ -191,6 +194,43 @@ def use_lines(root: pathlib.Path) -> Iterator[str]:
     yield from everything(source)
 
 
+def make_tfrecord(root: pathlib.Path) -> None:
+    rows = [sets.example(i, k) for k, images in enumerate(PEOPLE) for i in images]
+    (root / "x.tfrecord").write_bytes(sets.tfrecord(rows))
+
+
+def make_indexed(root: pathlib.Path) -> None:
+    make_tfrecord(root)
+    tfrecord.Source(root / "x.tfrecord")  # writes the index
+
+
+def use_indexed(root: pathlib.Path) -> Iterator[str]:
+    yield from everything(tfrecord.Source(root / "x.tfrecord"))
+
+
+def use_tfrecord(root: pathlib.Path) -> Iterator[str]:
+    (root / "x.tfrecord.index").unlink(missing_ok=True)
+    source = tfrecord.Source(root / "x.tfrecord")
+    count = len(messages((root / "x.tfrecord").read_bytes()))
+    assert len(source) + source.damaged == count, "a record went uncounted"
+    yield from everything(source)
+
+
+def messages(data: bytes) -> list[bytes]:
+    """Cut a TFRecord into its messages by their lengths."""
+    found, at = [], 0
+    while at + 16 <= len(data):
+        size = int.from_bytes(data[at : at + 8], "little")
+        found.append(data[at + 12 : at + 12 + size])
+        at += 16 + size
+    return found
+
+
+def seal(data: bytes) -> bytes:
+    """Repair the checksums of a damaged TFRecord."""
+    return sets.tfrecord(messages(data))
+
+
 PACK = r"byte \d+|list is not of|images for|two lists|split into"
 # "module", or "module/variant" where there is more than one way to make a file.
 READERS = {
@@ -204,6 +244,9 @@ READERS = {
     "recordio": Reader(
         make_records, use_records, r"byte \d+|property|index|identities|label|classes"
     ),
+    "tfrecord": Reader(make_tfrecord, use_tfrecord, r"byte \d+|@\d+: "),
+    "tfrecord/sealed": Reader(make_tfrecord, use_tfrecord, r"byte \d+|@\d+: ", seal),
+    "tfrecord/index": Reader(make_indexed, use_indexed, r"byte \d+|@\d+: "),
     "without": Reader(make_without, use_without, "names|is no list|leaves none"),
 }
 
@@ -383,7 +426,7 @@ def run(reader: Reader, *, inputs: int, seed: int, seconds: float) -> dict:
         aims = [p for p in files if p.suffix not in (".jpg", ".png")]
         for k in range(inputs):
             path, mutate = rng.choice(aims), STRATA[k % len(STRATA)]
-            data = mutate(rng, files[path])
+            data = reader.seal(mutate(rng, files[path]))
             path.unlink()  # a new file: an old map of it stays as it is
             path.write_bytes(data)
             outcome, why = judge(reader, root, names, seconds)
@@ -391,11 +434,9 @@ def run(reader: Reader, *, inputs: int, seed: int, seconds: float) -> dict:
             outcomes[f"{mutate.__name__} {outcome}"] += 1
             if outcome == "failed":
                 failures.append(f"{mutate.__name__} of {path.name}, input {k}: {why}")
-            path.unlink()
-            path.write_bytes(files[path])
-            for stray in set(root.rglob("*")) - set(files):
-                if stray.is_file():  # an index that the reader wrote
-                    stray.unlink()
+            for one in aims:  # an index, too, that the reader wrote anew
+                one.unlink()
+                one.write_bytes(files[one])
     return {"outcomes": outcomes, "failures": failures[:20]}
 
 

@@ -64,3 +64,37 @@ def insightface(people, *, as_list=False, labels=None):
     for k, ends in enumerate(ranges):
         found[n + 1 + k] = header(ends, n + 1 + k)
     return found
+
+
+def crc32c(data):
+    """Bit by bit, and masked as TFRecord has it."""
+    state = 0xFFFFFFFF
+    for byte in data:
+        state ^= byte
+        for _ in range(8):
+            state = state >> 1 ^ (0x82F63B78 if state & 1 else 0)
+    state ^= 0xFFFFFFFF
+    return ((state >> 15 | state << 17) + 0xA282EAD8) % 2**32
+
+
+def tfrecord(messages):
+    """TFRecord's framing."""
+    out = b""
+    for one in messages:
+        size = struct.pack("<Q", len(one))
+        out += size + struct.pack("<I", crc32c(size)) + one
+        out += struct.pack("<I", crc32c(one))
+    return out
+
+
+def example(image, label):
+    """A tf.train.Example of two features, each length below 128."""
+
+    def part(number, content):
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def entry(name, kind, value):
+        return part(1, part(1, name) + part(2, part(kind, part(1, value))))
+
+    features = entry(b"image", 1, image) + entry(b"label", 3, bytes([label]))
+    return part(1, features)

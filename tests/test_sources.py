@@ -14,7 +14,15 @@ from PIL import Image
 
 from jaxface import spec
 from jaxface.data import host, ops, sources, stream
-from jaxface.data.sources import enrolled, folder, lists, recordio, synthetic, without
+from jaxface.data.sources import (
+    enrolled,
+    folder,
+    lists,
+    recordio,
+    synthetic,
+    tfrecord,
+    without,
+)
 
 
 def write(path, people, *, images=3):
@@ -60,6 +68,16 @@ def write_lines(tmp_path, people):
 # of four people, three each
 PICTURES = [[png(40 * k, 60 * i, 99) for i in range(3)] for k in range(4)]
 
+
+def write_shards(tmp_path):
+    """Make two TFRecord files of PICTURES."""
+    rows = [sets.example(i, k) for k, images in enumerate(PICTURES) for i in images]
+    for k in range(2):
+        path = tmp_path / f"x.tfrecord-{k:05d}-of-00002"
+        path.write_bytes(sets.tfrecord(rows[k::2]))
+    return tmp_path
+
+
 # How to make a small one of each; a new source has its line here.
 MAKE = {
     "folder": folder_source,
@@ -73,6 +91,7 @@ MAKE = {
     "recordio": lambda tmp_path: recordio.Source(
         sets.write_set(tmp_path / "rec", sets.insightface(PICTURES))
     ),
+    "tfrecord": lambda tmp_path: tfrecord.Source(write_shards(tmp_path)),
     "synthetic": lambda tmp_path: synthetic.Source(
         identities=4, per_identity=3, size=24
     ),
