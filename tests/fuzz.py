@@ -34,6 +34,7 @@ from jaxface.data import ops, stream
 from jaxface.data.sources import (
     folder,
     lists,
+    lmdb_records,
     pairs_bin,
     pairs_txt,
     recordio,
@@ -231,6 +232,20 @@ def seal(data: bytes) -> bytes:
     return sets.tfrecord(messages(data))
 
 
+def make_database(root: pathlib.Path) -> None:
+    sets.database(root / "x.lmdb", sets.packed(PEOPLE))
+
+
+def make_pickles(root: pathlib.Path) -> None:
+    rows = [(image, k) for k, images in enumerate(PEOPLE) for image in images]
+    items = {f"{k:03d}".encode(): pickle.dumps(r) for k, r in enumerate(rows)}
+    sets.database(root / "x.lmdb", {**items, b"long": pickle.dumps((b"x" * 9000, 1))})
+
+
+def use_database(root: pathlib.Path) -> Iterator[str]:
+    yield from everything(lmdb_records.Source(root / "x.lmdb"))
+
+
 PACK = r"byte \d+|list is not of|images for|two lists|split into"
 # "module", or "module/variant" where there is more than one way to make a file.
 READERS = {
@@ -238,6 +253,8 @@ READERS = {
     "lists": Reader(
         make_lines, use_lines, r":\d+: |byte \d+|none of its first|no file"
     ),
+    "lmdb_records": Reader(make_database, use_database),
+    "lmdb_records/pickle": Reader(make_pickles, use_database),
     "pairs_bin/4": Reader(make_pack(4), use_pack, PACK),
     "pairs_bin/0": Reader(make_pack(0), use_pack, PACK),
     "pairs_txt": Reader(make_list, use_list, r":\d+: |promises|are missing|byte \d+"),

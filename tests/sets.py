@@ -2,6 +2,9 @@
 
 import struct
 
+import lmdb
+import msgpack
+
 MAGIC = 0xCED7230A
 WORD = struct.pack("<I", MAGIC)
 
@@ -98,3 +101,21 @@ def example(image, label):
 
     features = entry(b"image", 1, image) + entry(b"label", 3, bytes([label]))
     return part(1, features)
+
+
+def database(path, items):
+    """An LMDB file of {key: value}, by the library itself."""
+    with lmdb.open(str(path), subdir=False, map_size=1 << 24, lock=False) as db:
+        for key, value in items.items():
+            with db.begin(write=True) as one:
+                one.put(key, value)
+    return path
+
+
+def packed(people):
+    """{key: value} as HaiyuWu's imagelist2lmdb.py packs them."""
+    rows = [(image, k) for k, images in enumerate(people) for image in images]
+    found = {str(i).encode(): msgpack.dumps(row) for i, row in enumerate(rows)}
+    keys = msgpack.dumps(list(found))
+    told = {b"__len__": msgpack.dumps(len(rows)), b"__keys__": keys}
+    return {**found, **told, b"__classnum__": msgpack.dumps(len(people))}

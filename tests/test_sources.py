@@ -18,6 +18,7 @@ from jaxface.data.sources import (
     enrolled,
     folder,
     lists,
+    lmdb_records,
     recordio,
     synthetic,
     tfrecord,
@@ -88,6 +89,9 @@ MAKE = {
         folder_source(tmp_path), path=write_list(tmp_path, "people/b/1.png")
     ),
     "lists": lambda tmp_path: lists.Source(write_lines(tmp_path, "abcd")),
+    "lmdb_records": lambda tmp_path: lmdb_records.Source(
+        sets.database(tmp_path / "x.lmdb", sets.packed(PICTURES))
+    ),
     "recordio": lambda tmp_path: recordio.Source(
         sets.write_set(tmp_path / "rec", sets.insightface(PICTURES))
     ),
