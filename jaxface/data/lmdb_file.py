@@ -76,7 +76,24 @@ def entries(data: mmap.mmap | bytes) -> Entries:
         raise ValueError(f"byte 0: {found.shape[1]} entries where {count} are promised")
     if found[1].sum() + found[3].sum() > len(data):
         raise ValueError(f"byte 0: entries share what the {len(data)} bytes hold")
+    _check_order(raw, found[0], found[1])
     return Entries(*found)
+
+
+def _check_order(raw: np.ndarray, key_at: np.ndarray, key_size: np.ndarray) -> None:
+    """Refuse keys that do not rise, which a search would not find."""
+    width = int(key_size.max(initial=1))
+    for start in range(0, len(key_at) - 1, 4096):
+        at, size = key_at[start : start + 4097], key_size[start : start + 4097]
+        place = np.arange(width)
+        keys = raw[np.minimum(at[:, None] + place, len(raw) - 1)].astype(np.int16)
+        keys[place >= size[:, None]] = -1  # a key's beginning comes before it
+        step = keys[1:] - keys[:-1]
+        first = np.argmax(step != 0, axis=1)
+        rises = step[np.arange(len(step)), first] > 0
+        if not rises.all():
+            bad = int(at[1 + int(np.argmin(rises))])
+            raise ValueError(f"byte {bad}: a key that does not follow the one before")
 
 
 def _newest(data: mmap.mmap | bytes) -> tuple[int, int, int]:

@@ -311,7 +311,7 @@ def _loaded(path: pathlib.Path, header: bytes, *, size: int) -> Index | None:
     offsets, labels = np.frombuffer(body[8 : 8 + 16 * n], "<i8").reshape(2, n)
     text = bytes(body[8 + 16 * n :]).decode("utf-8", "surrogateescape")
     names = text.split("\n")[:-1]
-    fits = n and offsets[0] == 0 and (np.diff(offsets) >= _FRAME).all()
+    fits = n and offsets[0] == 0 and (offsets[1:] > offsets[:-1]).all()
     fits = (fits and offsets[-1] <= size - _FRAME) or (n == 0 and size == 0)
     known = len(names) if names else 2**31
     if not fits or len(set(names)) < len(names) or (n and labels.max() >= known):
