@@ -9,11 +9,22 @@ from concurrent import futures
 
 import numpy as np
 import pytest
+import sets
 from PIL import Image
 
 from jaxface import spec
 from jaxface.data import host, ops, sources, stream
-from jaxface.data.sources import enrolled, folder, mislabelled, synthetic, without
+from jaxface.data.sources import (
+    enrolled,
+    folder,
+    lists,
+    lmdb_records,
+    mislabelled,
+    recordio,
+    synthetic,
+    tfrecord,
+    without,
+)
 
 
 def write(path, people, *, images=3):
@@ -42,6 +53,33 @@ def folder_source(tmp_path):
     return folder.Source(write(tmp_path / "people", "abcd"))
 
 
+def png(*color):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_lines(tmp_path, people):
+    """Make a folder of people and a list of its images, not in order."""
+    write(tmp_path / "faces", people)
+    lines = [f"faces/{name}/{i}.png {name}" for i in range(3) for name in people]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    return tmp_path / "train.txt"
+
+
+# of four people, three each
+PICTURES = [[png(40 * k, 60 * i, 99) for i in range(3)] for k in range(4)]
+
+
+def write_shards(tmp_path):
+    """Make two TFRecord files of PICTURES."""
+    rows = [sets.example(i, k) for k, images in enumerate(PICTURES) for i in images]
+    for k in range(2):
+        path = tmp_path / f"x.tfrecord-{k:05d}-of-00002"
+        path.write_bytes(sets.tfrecord(rows[k::2]))
+    return tmp_path
+
+
 # How to make a small one of each; a new source has its line here.
 MAKE = {
     "folder": folder_source,
@@ -54,6 +92,14 @@ MAKE = {
     "without": lambda tmp_path: without.Source(
         folder_source(tmp_path), path=write_list(tmp_path, "people/b/1.png")
     ),
+    "lists": lambda tmp_path: lists.Source(write_lines(tmp_path, "abcd")),
+    "lmdb_records": lambda tmp_path: lmdb_records.Source(
+        sets.database(tmp_path / "x.lmdb", sets.packed(PICTURES))
+    ),
+    "recordio": lambda tmp_path: recordio.Source(
+        sets.write_set(tmp_path / "rec", sets.insightface(PICTURES))
+    ),
+    "tfrecord": lambda tmp_path: tfrecord.Source(write_shards(tmp_path)),
     "synthetic": lambda tmp_path: synthetic.Source(
         identities=4, per_identity=3, size=24
     ),

@@ -68,7 +68,10 @@ def parse(path: str | os.PathLike[str]) -> tuple[list[Line], np.ndarray]:
     Raises:
         ValueError: naming the line that is not of that form.
     """
-    rows = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    try:
+        rows = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, byte {error.start}: not UTF-8") from None
     head = rows[0].split() if rows else []
     if len(head) not in (1, 2) or not all(h.isdecimal() and int(h) for h in head):
         raise ValueError(
