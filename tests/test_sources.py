@@ -5,12 +5,14 @@ import io
 import itertools
 import json
 import tarfile
+import zipfile
 from concurrent import futures
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sets
 from PIL import Image
 
 from jaxface import spec
@@ -19,7 +21,9 @@ from jaxface.data.sources import (
     array_record,
     enrolled,
     folder,
+    lists,
     parquet,
+    recordio,
     synthetic,
     tfds,
     without,
@@ -52,6 +56,24 @@ def folder_source(tmp_path):
     return folder.Source(write(tmp_path / "people", "abcd"))
 
 
+def png(*color):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_lines(tmp_path, people):
+    """Make a folder of people and a list of its images, not in order."""
+    write(tmp_path / "faces", people)
+    lines = [f"faces/{name}/{i}.png {name}" for i in range(3) for name in people]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    return tmp_path / "train.txt"
+
+
+# of four people, three each
+PICTURES = [[png(40 * k, 60 * i, 99) for i in range(3)] for k in range(4)]
+
+
 def prepared_source(tmp_path, opens=array_record.Source):
     faces = folder_source(tmp_path)
     images = np.arange(len(faces))[::-1]
@@ -82,6 +104,10 @@ MAKE = {
     ),
     "tfds": lambda tmp_path: prepared_source(tmp_path, tfds.Source),
     "parquet": parquet_source,
+    "lists": lambda tmp_path: lists.Source(write_lines(tmp_path, "abcd")),
+    "recordio": lambda tmp_path: recordio.Source(
+        sets.write_set(tmp_path / "rec", sets.insightface(PICTURES))
+    ),
     "synthetic": lambda tmp_path: synthetic.Source(
         identities=4, per_identity=3, size=24
     ),
@@ -227,6 +253,30 @@ def test_a_tar_is_the_folder_it_was_made_of(tmp_path):
     assert theirs.name(0) == str(tmp_path / "people.tar" / "faces/a/0.png")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_is_the_folder_it_was_made_of(tmp_path, method):
+    root, path = write(tmp_path / "people", "abc"), tmp_path / "people.zip"
+    with zipfile.ZipFile(path, "w", method) as out:
+        for file in sorted(root.rglob("*")):
+            out.write(file, f"lfw/{file.relative_to(root)}")
+        out.writestr("lfw/a/notes.txt", "x")
+        link = zipfile.ZipInfo("lfw/a/link.png")
+        link.external_attr = 0o120777 << 16
+        out.writestr(link, "/etc/passwd")
+    ours, theirs = folder.Source(root), folder.Source(path)
+    assert (theirs.classes, theirs.ignored) == (ours.classes, 2)
+    assert [theirs.read(i) for i in range(9)] == [ours.read(i) for i in range(9)]
+    assert theirs.name(0) == str(path / "lfw/a/0.png")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"b/1.png") + 20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(OSError, match=r"b/1\.png at byte \d+"):
+        folder.Source(path).read(4)
+    path.write_bytes(data[:-30])
+    with pytest.raises(ValueError, match="not a whole"):
+        folder.Source(path)
+
+
 def test_links_and_escaping_names_in_a_tar_are_left_out(tmp_path):
     path = tar(tmp_path / "x.tar", write(tmp_path / "people", "ab"))
     with tarfile.open(path, "a") as out:
@@ -242,7 +292,7 @@ def test_links_and_escaping_names_in_a_tar_are_left_out(tmp_path):
 
 def test_a_compressed_or_cut_tar_is_an_error(tmp_path):
     root = write(tmp_path / "people", "ab")
-    with pytest.raises(ValueError, match="decompress it"):
+    with pytest.raises(ValueError, match="decompress it, with `gunzip`"):
         folder.Source(tar(tmp_path / "x.tar", root, mode="w:gz"))
     path = tar(tmp_path / "y.tar", root)
     last = folder.Source(path)

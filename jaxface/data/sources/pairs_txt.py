@@ -127,7 +127,7 @@ def text(path: str | os.PathLike[str]) -> str:
     try:
         return pathlib.Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8") from None
+        raise ValueError(f"{path}, byte {error.start}: not UTF-8") from None
 
 
 def dealt(same: np.ndarray, folds: int, where: str) -> np.ndarray:
