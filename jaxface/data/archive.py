@@ -165,7 +165,7 @@ def _zip(path: pathlib.Path) -> _Listed:
         raise ValueError(f"{path} is not a whole zip: {error}") from None
     for info in listed:
         key = _parts(info.filename)
-        if info.is_dir():
+        if info.filename.endswith("/"):
             folders.add(key)
         elif stat.S_ISLNK(info.external_attr >> 16) or not is_image(*key):
             ignored += 1

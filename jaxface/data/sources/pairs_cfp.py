@@ -62,7 +62,7 @@ def pairs(
         same=np.array(same),
         fold=np.array(fold),
         root=images or path,
-        where=str(protocol),
+        where=f"{protocol}, Pair_list_F.txt and Pair_list_P.txt",
     )
 
 

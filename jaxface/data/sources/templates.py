@@ -26,6 +26,7 @@ import numpy as np
 from jaxface.data.sources import pairs_txt
 
 _BLOCK = 1 << 23  # bytes parsed at a time; some twenty times as many are needed
+_FAR = 1e9  # pixels; a landmark beyond is damage
 _DIGITS = 9  # of the largest number, so that int32 holds it
 
 
@@ -142,13 +143,13 @@ def read_landmarks(
     names, rows = list[str](), list[np.ndarray]()
     for at, cells in _rows(path):
         try:
-            row = np.array([float(c) for c in cells[1:]], np.float32)
+            row = np.array([float(c) for c in cells[1:]])
         except ValueError:
-            row = np.empty(0, np.float32)
-        if len(row) != 11 or not np.isfinite(row).all():
+            row = np.empty(0)
+        if len(row) != 11 or not (np.abs(row) < _FAR).all():  # nor nan
             raise _malformed(path, at, cells, "`file x1 y1 ... x5 y5 score`")
         names.append(cells[0])
-        rows.append(row)
+        rows.append(row.astype(np.float32))
     found = np.stack(rows)
     return names, found[:, :10].reshape(-1, 5, 2), found[:, 10]
 
