@@ -144,12 +144,18 @@ HOSTILE = {
     "no json": ("features.json", "{", "features.json is no JSON"),
     "nested": ("features.json", "[" * 100_000, "is no JSON"),
     "list": ("dataset_info.json", "[]", "wanted a JSON object"),
-    "empty": ("features.json", "{}", "metadata is not TFDS's"),
-    "text": ("dataset_info.json", '{"splits": "abc"}', "metadata is not TFDS's"),
+    "empty": ("features.json", "{}", "are not metadata of TFDS"),
+    "text": ("dataset_info.json", '{"splits": "abc"}', "are not metadata of TFDS"),
     "infinite": (
         "dataset_info.json",
         '{"splits": [{"name": "train", "shardLengths": [1e999]}]}',
-        "metadata is not TFDS's",
+        "are not metadata of TFDS",
+    ),
+    "class": (
+        "features.json",
+        '{"featuresDict": {"features": {"image": {"image": {}}, "label": {"classLabel":'
+        ' {}}}}, "x": [{"pythonClassName": "os.System"}]}',
+        "names the class 'os.System'; wanted those of tensorflow_datasets only",
     ),
     "negative": (
         "dataset_info.json",
@@ -174,9 +180,9 @@ def test_metadata_that_cannot_be_is_refused(tmp_path, file, text, says):
 def test_the_set_the_split_and_the_features_are_found_or_named(tmp_path):
     path = dataset(tmp_path)
     assert len(array_record.Source(tmp_path, image="image", label="label")) == 9
-    with pytest.raises(KeyError, match=r"split 'test' unknown; .*known: train"):
+    with pytest.raises(ValueError, match=r"split 'test' unknown; .*known: train"):
         array_record.Source(path, split="test")
-    with pytest.raises(KeyError, match="label feature 'lable' unknown; did you mean"):
+    with pytest.raises(ValueError, match="label feature 'lable' unknown; did you mean"):
         array_record.Source(path, label="lable")
     shutil.copytree(path.parent, tmp_path / "others")
     with pytest.raises(
@@ -187,5 +193,5 @@ def test_the_set_the_split_and_the_features_are_found_or_named(tmp_path):
     (path / "dataset_info.json").write_text(
         json.dumps(info | {"fileFormat": "riegeli"})
     )
-    with pytest.raises(ValueError, match="is of riegeli files; wanted array_record"):
+    with pytest.raises(ValueError, match="its files are riegeli; wanted array_record"):
         array_record.Source(path)

@@ -68,9 +68,9 @@ def test_a_named_set_and_a_slice_of_its_split(tmp_path):
     part = source.Source("faces", data_dir=tmp_path, split="test[3:5]")
     assert [part.read(i) for i in range(len(part))] == [(b"3", 3), (b"4", 4)]
     assert part.name(1) == "faces/test[3:5][1]"
-    with pytest.raises(KeyError, match=r"split 'train' unknown; .*known: test"):
+    with pytest.raises(ValueError, match=r"split 'train' unknown; .*known: test"):
         source.Source("faces", data_dir=tmp_path)
-    with pytest.raises(KeyError, match="label feature 'whom' unknown; did you mean"):
+    with pytest.raises(ValueError, match="label feature 'whom' unknown; did you mean"):
         source.Source("faces", data_dir=tmp_path, split="test", label="whom")
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,17 +101,17 @@ def read(
 
     Raises:
         FileNotFoundError: no such set, or shards are missing.
-        ValueError: metadata that cannot be understood, or files of another format.
-        KeyError: no such split or feature.
+        ValueError: metadata that cannot be understood, files of another format, or no
+            such split or feature.
     """
     directory = find(path)
-    told, splits, images, labels = _metadata(directory)
+    told, splits, images, labels = metadata(directory)
+    info, features = directory / "dataset_info.json", directory / "features.json"
     if told != format:
-        raise ValueError(f"{directory} is of {told} files; wanted {format}")
-    if split not in splits:
-        raise spec.unknown(f"{directory}: split", split, splits)
-    image = choose(f"{directory}: image feature", image, images)
-    label = choose(f"{directory}: label feature", label, labels)
+        raise ValueError(f"{info}: its files are {told}; wanted {format}")
+    split = choose(f"{info}: split", split, splits)
+    image = choose(f"{features}: image feature", image, images)
+    label = choose(f"{features}: label feature", label, labels)
     pattern = f"*-{split}.{format}-*-of-*"
     files = complete(sorted(map(os.fspath, directory.glob(pattern))), str(directory))
     lengths = splits[split]
@@ -168,10 +168,14 @@ def complete(files: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(files)
 
 
-def _metadata(
+def metadata(
     directory: epath.Path,
 ) -> tuple[str, dict[str, tuple[int, ...]], list[str], dict[str, int | None]]:
-    """Return (format, split -> lengths, image features, label feature -> C)."""
+    """Return (format, split -> lengths, image features, label feature -> C).
+
+    Raises:
+        ValueError: metadata that is not TFDS's, naming the files.
+    """
     info, features = (
         _json(directory / f"{name}.json") for name in ("dataset_info", "features")
     )
@@ -192,11 +196,28 @@ def _metadata(
         fits &= all(c is None or 0 < c <= _MAX_CLASSES for c in counts.values())
     except (TypeError, AttributeError, ValueError, KeyError, OverflowError) as error:
         raise ValueError(
-            f"{directory}: its metadata is not TFDS's ({type(error).__name__}: {error})"
+            f"{directory}: dataset_info.json and features.json are not metadata of"
+            f" TFDS ({type(error).__name__}: {error})"
         ) from None
     if not fits:
-        raise ValueError(f"{directory}: its metadata has counts that cannot be")
+        raise ValueError(f"{directory}: dataset_info.json has counts that cannot be")
+    for name in _classes_named(features):
+        if not name.startswith("tensorflow_datasets."):  # TFDS would import it
+            raise ValueError(
+                f"{directory}/features.json names the class {name[:200]!r}; wanted"
+                " those of tensorflow_datasets only"
+            )
     return format, splits, images, counts
+
+
+def _classes_named(value: Any) -> Iterator[str]:
+    """Yield every class of Python that a features.json wants."""
+    if isinstance(value, dict):
+        yield from map(str, (v for k, v in value.items() if k == "pythonClassName"))
+    inner = value.values() if isinstance(value, dict) else value
+    if isinstance(value, dict | list):
+        for part in inner:
+            yield from _classes_named(part)
 
 
 def _classes(path: epath.Path, count: int | None) -> tuple[str, ...] | None:
@@ -216,12 +237,12 @@ def choose(kind: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
     """Return a name that is known; "" is the only one there is.
 
     Raises:
-        KeyError: unknown, with the nearest, or "" for several.
+        ValueError: unknown, with the nearest, or "" for several.
     """
     if not name and len(known) == 1:
         return next(iter(known))
     if name not in known:
-        raise spec.unknown(kind, name, known)
+        raise ValueError(spec.unknown(kind, name, known).args[0])
     return name
 
 

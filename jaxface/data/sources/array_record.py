@@ -67,8 +67,8 @@ class Source:
 
         Raises:
             FileNotFoundError: nothing is there, or shards are missing.
-            ValueError: files or metadata that cannot be understood.
-            KeyError: no such split or feature.
+            ValueError: files or metadata that cannot be understood, or no such split
+                or feature.
         """
         place = epath.Path(path)
         if place.is_dir():

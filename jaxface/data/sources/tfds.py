@@ -17,8 +17,13 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from jaxface import spec
 from jaxface.data import layout
+
+# What TFDS raises on metadata that was damaged.
+_REFUSED = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError,
+    RuntimeError, AssertionError,
+)  # fmt: skip
 
 
 class Source:
@@ -57,8 +62,8 @@ class Source:
 
         Raises:
             FileNotFoundError: the set is not there, or was not prepared.
-            ValueError: no ArrayRecord files; labels that cannot be.
-            KeyError: no such split or feature.
+            ValueError: no ArrayRecord files, labels that cannot be, or no such split
+                or feature.
         """
         import tensorflow_datasets as tfds
 
@@ -80,7 +85,7 @@ class Source:
         self._label = layout.choose(f"{name}: label feature", chosen, known)
         # a slice of a split is for TFDS to parse; its error is no KeyError of ours
         if split.isidentifier() and split not in builder.info.splits:
-            raise spec.unknown(f"{name}: split", split, builder.info.splits)
+            layout.choose(f"{name}: split", split, list(builder.info.splits))
         raw = {self._image: tfds.decode.SkipDecoding()}
         self._data = builder.as_data_source(split, decoders=raw)
         self._name = f"{name}/{split}"
@@ -147,9 +152,19 @@ class Source:
 
 def _builder(tfds: Any, name: str | os.PathLike[str], data_dir: Any) -> Any:
     """Return the builder of a prepared data set of ArrayRecord files."""
+    from google.protobuf import json_format
+
     place = os.path.expanduser(os.fspath(name))
     if os.path.isdir(place) or "://" in place:
-        builder = tfds.builder_from_directory(layout.find(place))
+        directory = layout.find(place)
+        layout.metadata(directory)
+        try:
+            builder = tfds.builder_from_directory(directory)
+        except (*_REFUSED, json_format.Error) as error:
+            raise ValueError(
+                f"{directory}: TFDS cannot read dataset_info.json, features.json,"
+                f" metadata.json or label.labels.txt of it: {error}"
+            ) from None
     else:
         where = os.path.expanduser(data_dir) or None
         try:
