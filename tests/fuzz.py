@@ -23,21 +23,32 @@ import signal
 import tarfile
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import sets
 from absl import logging
+from array_record.python import array_record_module
 
-from jaxface.data import ops, stream
+from jaxface.data import ops, prepared, stream
 from jaxface.data.sources import (
+    array_record,
     folder,
     lists,
     lmdb_records,
     pairs_bin,
+    pairs_cfp,
+    pairs_lines,
+    pairs_npz,
     pairs_txt,
+    parquet,
     recordio,
+    templates,
+    tfds,
     tfrecord,
     without,
 )
@@ -246,9 +257,158 @@ def use_database(root: pathlib.Path) -> Iterator[str]:
     yield from everything(lmdb_records.Source(root / "x.lmdb"))
 
 
+def make_zip(root: pathlib.Path) -> None:
+    with zipfile.ZipFile(root / "faces.zip", "w", zipfile.ZIP_DEFLATED) as out:
+        for k, (name, content) in enumerate(FILES.items()):
+            out.writestr(f"faces/{name}", content, k % 2 * zipfile.ZIP_DEFLATED)
+
+
+def use_zip(root: pathlib.Path) -> Iterator[str]:
+    yield from everything(folder.Source(root / "faces.zip", min_images=1))
+
+
+def make_examples(root: pathlib.Path) -> None:
+    for k, images in enumerate(PEOPLE):
+        name = f"x.array_record-{k:05d}-of-00002"
+        writer = array_record_module.ArrayRecordWriter(str(root / name), "group_size:1")
+        for image in images:
+            writer.write(prepared.serialize({"image": image, "label": k}))
+        writer.close()
+
+
+def use_examples(root: pathlib.Path) -> Iterator[str]:
+    yield from everything(array_record.Source(root / "x.array_record-*"))
+
+
+def make_prepared(root: pathlib.Path) -> None:
+    arrays = np.zeros((4, 2, 2, 3), np.uint8)
+    prepared.write(
+        Arrays(arrays), root, images=np.arange(4), labels=np.array([0, 0, 1, 1]),
+        classes=["ann", "bob"], name="faces", shard_size=2,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass
+class Arrays:
+    images: np.ndarray
+    color: str = "rgb"
+    num_classes: int = 2
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, i):
+        return self.images[i], 0
+
+    def name(self, i):
+        return str(i)
+
+
+def use_prepared(root: pathlib.Path) -> Iterator[str]:
+    yield from everything(array_record.Source(root / "faces"))
+
+
+def use_tfds(root: pathlib.Path) -> Iterator[str]:
+    yield from everything(tfds.Source(root / "faces"))
+
+
+def make_parquet(root: pathlib.Path) -> None:
+    images = [{"bytes": image, "path": None} for some in PEOPLE for image in some]
+    told = {"info": {"features": {"label": {"names": ["ann", "bob"]}}}}
+    table = pa.table({"image": images, "label": [0, 0, 1, 1, 1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(told)})
+    pq.write_table(
+        table, root / "x.parquet", row_group_size=2, write_page_checksum=True
+    )
+
+
+def use_parquet(root: pathlib.Path) -> Iterator[str]:
+    yield from everything(parquet.Source(root / "x.parquet"))
+
+
+def make_npz(root: pathlib.Path) -> None:
+    images = np.arange(6 * 12, dtype=np.uint8).reshape(6, 2, 2, 3)
+    np.savez_compressed(root / "x.npz", images=images, issame=[True, False, True])
+
+
+def use_npz(root: pathlib.Path) -> Iterator[str]:
+    yield from compared(pairs_npz.pairs(root / "x.npz", folds=1))
+
+
+def make_label_lines(root: pathlib.Path) -> None:
+    make_list(root)
+    rows = [("ann", 1, "ann", 2), ("ann", 1, "bob", 1), ("cy", 1, "cy", 3)]
+    rows += [("cy", 3, "bob", 1)]
+    sides = [(a, i, a == b) for row in rows for a, i, b in (
+        (row[0], row[1], row[2]), (row[2], row[3], row[0]))]  # fmt: skip
+    lines = [f"{name}/{name}_000{i}.jpg {int(same)}" for name, i, same in sides]
+    (root / "pairs.txt").write_text("\n".join(lines) + "\n")
+
+
+def use_label_lines(root: pathlib.Path) -> Iterator[str]:
+    yield from compared(pairs_lines.pairs(root / "pairs.txt", root=root, folds=2))
+
+
+def make_cfp(root: pathlib.Path) -> None:
+    folder_name = root / "Protocol" / "Split" / "FP" / "01"
+    folder_name.mkdir(parents=True)
+    for kind, pose in (("F", "frontal"), ("P", "profile")):
+        names = [f"Data/Images/00{k}/{pose}/01.jpg" for k in (1, 2, 3)]
+        for name in names:
+            (root / name).parent.mkdir(parents=True)
+            (root / name).write_bytes(name.encode())
+        rows = [f"{k} ../{name}" for k, name in enumerate(names, start=1)]
+        (root / "Protocol" / f"Pair_list_{kind}.txt").write_text("\n".join(rows))
+    (folder_name / "same.txt").write_text("1,1\n2,2\n3,3\n")
+    (folder_name / "diff.txt").write_text("1,2\n3,1\n2,3\n")
+
+
+def use_cfp(root: pathlib.Path) -> Iterator[str]:
+    yield from compared(pairs_cfp.pairs(root, kind="FP"))
+
+
+def make_templates(root: pathlib.Path) -> None:
+    (root / "meta").mkdir()
+    rows = [f"{name}.jpg" for name in "abc"]
+    media = [f"{r} {7 + k // 2} {k}" for k, r in enumerate(rows)]
+    points = [f"{r} {' '.join(map(str, range(10)))} 0.{k}" for k, r in enumerate(rows)]
+    pairs = ["7 8 0", "8 8 1", "7 7 1"]
+    for name, lines in (
+        ("face_tid_mid", media),
+        ("name_5pts_score", points),
+        ("template_pair_label", pairs),
+    ):
+        (root / "meta" / f"x_{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+def use_templates(root: pathlib.Path) -> Iterator[str]:
+    found = templates.templates(root, prefix="x")
+    assert found.left.shape == found.right.shape == found.same.shape
+    assert len(found.landmarks) == len(found.template) == len(found.names)
+    assert np.isin([found.left, found.right], found.template).all()
+    yield from ()
+
+
+SHARD = r"\[\d+\]|no whole ArrayRecord|no records|shards of|has \d+ records"
+SET = rf"{SHARD}|JSON|metadata|UTF-8|known:|wanted|bytes|holds"
 PACK = r"byte \d+|list is not of|images for|two lists|split into"
 # "module", or "module/variant" where there is more than one way to make a file.
 READERS = {
+    "array_record/files": Reader(make_examples, use_examples, SHARD),
+    "array_record/set": Reader(make_prepared, use_prepared, SET),
+    "tfds": Reader(make_prepared, use_tfds, SET),
+    "parquet": Reader(
+        make_parquet, use_parquet, "Parquet|row group|column|labels|metadata|wanted"
+    ),
+    "pairs_npz": Reader(make_npz, use_npz, "npz"),
+    "pairs_lines": Reader(
+        make_label_lines,
+        use_label_lines,
+        r":\d+: |pair|person|are missing|byte|outside",
+    ),
+    "pairs_cfp": Reader(make_cfp, use_cfp, r":\d+: |are missing|byte|outside|no pairs"),
+    "templates": Reader(make_templates, use_templates, r":\d+: |byte|wanted"),
+    "folder/zip": Reader(make_zip, use_zip, "not a whole|at byte|ends|holds no|wanted"),
     "folder": Reader(make_tar, use_tar, "not a whole|ends within|holds no|wanted"),
     "lists": Reader(
         make_lines, use_lines, r":\d+: |byte \d+|none of its first|no file"
@@ -501,11 +661,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for one input")
     given = parser.parse_args()
     signal.signal(signal.SIGALRM, too_long)
+    readers = {name: (READERS | CANARIES)[name] for name in given.readers.split(",")}
+    for reader in readers.values():  # libraries load, and start their threads, once
+        with tempfile.TemporaryDirectory() as folder_name:
+            reader.make(pathlib.Path(folder_name))
+            list(reader.use(pathlib.Path(folder_name)))
     limit_memory(MEMORY)
     found = {}
-    for name in given.readers.split(","):
+    for name, reader in readers.items():
         start = time.process_time()
-        reader = (READERS | CANARIES)[name]
         found[name] = run(
             reader, inputs=given.inputs, seed=given.seed, seconds=given.seconds
         )

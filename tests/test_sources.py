@@ -5,9 +5,12 @@ import io
 import itertools
 import json
 import tarfile
+import zipfile
 from concurrent import futures
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sets
 from PIL import Image
@@ -23,6 +26,16 @@ from jaxface.data.sources import (
     recordio,
     synthetic,
     tfrecord,
+from jaxface.data import host, ops, prepared, sources, stream
+from jaxface.data.sources import (
+    array_record,
+    enrolled,
+    folder,
+    lists,
+    parquet,
+    recordio,
+    synthetic,
+    tfds,
     without,
 )
 
@@ -78,11 +91,28 @@ def write_shards(tmp_path):
         path = tmp_path / f"x.tfrecord-{k:05d}-of-00002"
         path.write_bytes(sets.tfrecord(rows[k::2]))
     return tmp_path
+def prepared_source(tmp_path, opens=array_record.Source):
+    faces = folder_source(tmp_path)
+    images = np.arange(len(faces))[::-1]
+    prepared.write(
+        faces, tmp_path, images=images, labels=faces.labels[images],
+        classes=faces.classes, name="faces", shard_size=5,
+    )  # fmt: skip
+    return opens(tmp_path / "faces")
+
+
+def parquet_source(tmp_path):
+    faces = folder_source(tmp_path)
+    images = [{"bytes": faces.read(i)[0], "path": None} for i in range(len(faces))]
+    table = pa.table({"image": images, "label": faces.labels})
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=5)
+    return parquet.Source(tmp_path)
 
 
 # How to make a small one of each; a new source has its line here.
 MAKE = {
     "folder": folder_source,
+    "array_record": prepared_source,
     "enrolled": lambda tmp_path: enrolled.Source(
         folder_source(tmp_path), identity=2, negatives=2
     ),
@@ -92,6 +122,8 @@ MAKE = {
     "without": lambda tmp_path: without.Source(
         folder_source(tmp_path), path=write_list(tmp_path, "people/b/1.png")
     ),
+    "tfds": lambda tmp_path: prepared_source(tmp_path, tfds.Source),
+    "parquet": parquet_source,
     "lists": lambda tmp_path: lists.Source(write_lines(tmp_path, "abcd")),
     "lmdb_records": lambda tmp_path: lmdb_records.Source(
         sets.database(tmp_path / "x.lmdb", sets.packed(PICTURES))
@@ -245,6 +277,30 @@ def test_a_tar_is_the_folder_it_was_made_of(tmp_path):
     assert theirs.name(0) == str(tmp_path / "people.tar" / "faces/a/0.png")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_is_the_folder_it_was_made_of(tmp_path, method):
+    root, path = write(tmp_path / "people", "abc"), tmp_path / "people.zip"
+    with zipfile.ZipFile(path, "w", method) as out:
+        for file in sorted(root.rglob("*")):
+            out.write(file, f"lfw/{file.relative_to(root)}")
+        out.writestr("lfw/a/notes.txt", "x")
+        link = zipfile.ZipInfo("lfw/a/link.png")
+        link.external_attr = 0o120777 << 16
+        out.writestr(link, "/etc/passwd")
+    ours, theirs = folder.Source(root), folder.Source(path)
+    assert (theirs.classes, theirs.ignored) == (ours.classes, 2)
+    assert [theirs.read(i) for i in range(9)] == [ours.read(i) for i in range(9)]
+    assert theirs.name(0) == str(path / "lfw/a/0.png")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"b/1.png") + 20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(OSError, match=r"b/1\.png at byte \d+"):
+        folder.Source(path).read(4)
+    path.write_bytes(data[:-30])
+    with pytest.raises(ValueError, match="not a whole"):
+        folder.Source(path)
+
+
 def test_links_and_escaping_names_in_a_tar_are_left_out(tmp_path):
     path = tar(tmp_path / "x.tar", write(tmp_path / "people", "ab"))
     with tarfile.open(path, "a") as out:
@@ -260,7 +316,7 @@ def test_links_and_escaping_names_in_a_tar_are_left_out(tmp_path):
 
 def test_a_compressed_or_cut_tar_is_an_error(tmp_path):
     root = write(tmp_path / "people", "ab")
-    with pytest.raises(ValueError, match="decompress it"):
+    with pytest.raises(ValueError, match="decompress it, with `gunzip`"):
         folder.Source(tar(tmp_path / "x.tar", root, mode="w:gz"))
     path = tar(tmp_path / "y.tar", root)
     last = folder.Source(path)

@@ -1,8 +1,8 @@
-"""A folder of people, one directory each, or a `.tar` of the same, read in place.
+"""A folder of people, one directory each, or a `.tar` or `.zip` of it, read in place.
 
-`<path>/<identity>/<file>`; in a tar also `<root>/<identity>/<file>`. The law: which
-part an identity belongs to depends on its name and the seed alone, so adding people
-moves nobody, and no one is in two parts.
+`<path>/<identity>/<file>`; in an archive also `<root>/<identity>/<file>`. The law:
+which part an identity belongs to depends on its name and the seed alone, so adding
+people moves nobody, and no one is in two parts.
 
     train = Source("faces.tar", part="train", holdout=0.1)
     encoded, label = train.read(0)
@@ -13,18 +13,12 @@ from __future__ import annotations
 
 import os
 import pathlib
-import tarfile
-import weakref
 from collections.abc import Iterable
 
 import numpy as np
 from absl import logging
 
-from jaxface.data import identities
-
-SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+from jaxface.data import archive, identities
 
 
 class Source:
@@ -53,7 +47,7 @@ class Source:
         """List the images.
 
         Args:
-            path: the folder, or an uncompressed `.tar`.
+            path: the folder, an uncompressed `.tar`, or a `.zip`.
             part: "all", "train" or "validation".
             holdout: share of identities that "validation" gets, on average.
             seed: of the split.
@@ -62,19 +56,19 @@ class Source:
         Raises:
             FileNotFoundError: if there is no such path.
             ValueError: if there are no images, an identity has too few, a part would
-                be empty, or the tar is compressed or damaged.
+                be empty, or the archive is a compressed tar or damaged.
         """
         path = pathlib.Path(path)
         if not path.exists():
             raise FileNotFoundError(f"no images at {path}: it does not exist")
-        listed = _Folder(path) if path.is_dir() else _Tar(path)
+        listed = _Folder(path) if path.is_dir() else archive.Archive(path)
         people, self.ignored = listed.people, listed.ignored
         found = {name: sorted(files) for name, files in people.items() if files}
         self.empty = len(people) - len(found)
         if not found:
             raise ValueError(
                 f"{path} holds no images; wanted <identity>/<file> with one of"
-                f" {', '.join(sorted(SUFFIXES))}"
+                f" {', '.join(sorted(archive.SUFFIXES))}"
             )
         self.classes = identities.of_part(
             sorted(found), part, holdout=holdout, seed=seed
@@ -107,7 +101,7 @@ class Source:
         return self._listed.read(self.classes[label], self._files[i]), label
 
     def name(self, i: int) -> str:
-        """Return the path of image i; in a tar, the tar's and the member's."""
+        """Return the path of image i; in an archive, its and the member's."""
         return self._listed.name(self.classes[self.labels[i]], self._files[i])
 
 
@@ -122,7 +116,7 @@ class _Folder:
                 self.ignored += 1
                 continue
             files = list(_entries(entry.path))
-            images = [f.name for f in files if _is_image(f.name) and f.is_file()]
+            images = [f.name for f in files if archive.is_image(f.name) and f.is_file()]
             self.people[entry.name] = images
             self.ignored += len(files) - len(images)
 
@@ -133,64 +127,6 @@ class _Folder:
         return str(self._path / identity / file)
 
 
-class _Tar:
-    """identity -> file names, of a tar; nothing is ever written or followed."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path, self.ignored = path, 0
-        # (root, identity, file) -> (offset, size); the last of equal names counts
-        members: dict[tuple[str, ...], tuple[int, int]] = {}
-        folders: set[tuple[str, ...]] = set()
-        try:
-            with tarfile.open(path, "r:") as tar:
-                for member in tar:
-                    key = tuple(p for p in member.name.split("/") if p not in ("", "."))
-                    if member.isdir():
-                        folders.add(key)
-                    elif member.isreg() and not member.issparse() and _is_image(*key):
-                        members[key] = (member.offset_data, member.size)
-                    else:
-                        self.ignored += 1
-        except tarfile.TarError as error:
-            raise ValueError(
-                f"{path} is not a whole uncompressed tar ({error}); decompress it, or"
-                " unpack it and give the folder"
-            ) from None
-        depth = 3 if any(len(key) == 3 for key in members) else 2
-        kept = {key: at for key, at in members.items() if len(key) == depth}
-        self.ignored += len(members) - len(kept)
-        roots = {key[:-2] for key in kept}
-        if len(roots) > 1:
-            raise ValueError(
-                f"{path}: wanted one folder of <identity>/<file>, found"
-                f" {sorted('/'.join(r) for r in roots)[:5]}"
-            )
-        self._root = "/".join((str(path), *roots.pop())) if roots else str(path)
-        self._at = {key[-2:]: at for key, at in kept.items()}
-        self.people: dict[str, list[str]] = {
-            key[-1]: [] for key in folders if len(key) == depth - 1
-        }
-        for identity, file in self._at:
-            self.people.setdefault(identity, []).append(file)
-        self._fd = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._fd)
-
-    def read(self, identity: str, file: str) -> bytes:
-        offset, size = self._at[identity, file]
-        data = os.pread(self._fd, size, offset)  # no seek: threads share the file
-        if len(data) != size:
-            raise OSError(f"{self._path} ends within {identity}/{file}")
-        return data
-
-    def name(self, identity: str, file: str) -> str:
-        return f"{self._root}/{identity}/{file}"
-
-
 def _entries(path: str | os.PathLike[str]) -> Iterable[os.DirEntry[str]]:
     with os.scandir(path) as entries:
         yield from entries
-
-
-def _is_image(*path: str) -> bool:
-    suffix = pathlib.PurePath(*path).suffix.lower()
-    return suffix in SUFFIXES and not any(part.startswith(".") for part in path)
