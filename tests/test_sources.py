@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from jaxface import spec
-from jaxface.data import host, ops, sources, stream
-from jaxface.data.sources import enrolled, folder, synthetic, without
+from jaxface.data import host, ops, prepared, sources, stream
+from jaxface.data.sources import array_record, enrolled, folder, synthetic, without
 
 
 def write(path, people, *, images=3):
@@ -42,9 +42,20 @@ def folder_source(tmp_path):
     return folder.Source(write(tmp_path / "people", "abcd"))
 
 
+def prepared_source(tmp_path):
+    faces = folder_source(tmp_path)
+    images = np.arange(len(faces))[::-1]
+    prepared.write(
+        faces, tmp_path, images=images, labels=faces.labels[images],
+        classes=faces.classes, name="faces", shard_size=5,
+    )  # fmt: skip
+    return array_record.Source(tmp_path / "faces")
+
+
 # How to make a small one of each; a new source has its line here.
 MAKE = {
     "folder": folder_source,
+    "array_record": prepared_source,
     "enrolled": lambda tmp_path: enrolled.Source(
         folder_source(tmp_path), identity=2, negatives=2
     ),
