@@ -23,7 +23,7 @@ from jaxface import types
 from jaxface.data import decode
 
 _TILE, _ROW = 84, 8  # pixels of a picture on the sheet, pictures of a person
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#8a8f98",
     "axes.grid": True,

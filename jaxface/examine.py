@@ -229,10 +229,9 @@ class _Look:
 
 def digest(record: bytes | np.ndarray) -> bytes:
     """Return 16 bytes that tell one record from another; arrays have a shape."""
-    shape = repr(record.shape).encode() if isinstance(record, np.ndarray) else b""
-    made = hashlib.blake2b(shape, digest_size=_DIGEST)
-    made.update(np.ascontiguousarray(record) if shape else record)
-    return made.digest()
+    if isinstance(record, np.ndarray):
+        record = repr(record.shape).encode() + record.tobytes()
+    return hashlib.blake2b(record, digest_size=_DIGEST).digest()
 
 
 def _mapped(look: _Look, jobs: Iterator[_Job], workers: int) -> Iterator[Any]:
@@ -283,7 +282,7 @@ def _save(spool: pathlib.Path, start: int, rows: dict[str, Any]) -> None:
 
 def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as rows:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as rows:
             return dict(rows)
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it") from None

@@ -34,6 +34,8 @@ FLOORS = {
     "detect": 3,
     "prepare": 3,
     "card": 3,
+    "curate": 3,
+    "examine": 3,
     "assembly": 4,
     "checks": 4,
     "transfer": 4,

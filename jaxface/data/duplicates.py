@@ -30,7 +30,9 @@ def perceptual_hash(image: np.ndarray) -> np.uint64:
     Returns:
         The hash; zero frequencies and pictures of one colour give zeros.
     """
-    small = Image.fromarray(image).convert("L").resize((_SIDE, _SIDE), Image.BOX)
+    small = (
+        Image.fromarray(image).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    )
     pixels = np.asarray(small, np.float64)
     waves = _COSINES @ (pixels - pixels.mean()) @ _COSINES.T  # [8, 8]
     waves = np.where(np.abs(waves) > 1e-6, waves, 0.0).ravel()
