@@ -87,7 +87,9 @@ def page(title: str, facts: Mapping[str, Any], pictures: np.ndarray | None) -> s
     """
     with matplotlib.rc_context(_STYLE):
         figures = list(_figures(facts))
-    drawn = {"images_per_identity", "sizes", "dropped", "warnings", "licence"}
+    shown = {"images_per_identity", "dropped", "warnings", "licence"}
+    if len(figures) > 1:  # as many sizes as there are photos make no table
+        shown.add("sizes")
     return (
         jinja2.Environment(
             autoescape=True,
@@ -101,7 +103,7 @@ def page(title: str, facts: Mapping[str, Any], pictures: np.ndarray | None) -> s
             facts=facts,
             figures=figures,
             per=facts["images_per_identity"],
-            rows=dict(_flat({k: v for k, v in facts.items() if k not in drawn})),
+            rows=dict(_flat({k: v for k, v in facts.items() if k not in shown})),
             sheet=None if pictures is None else _jpeg(pictures),
         )
     )
@@ -118,13 +120,13 @@ def _figures(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         bins = np.linspace(per.min() - 0.5, per.max() + 0.5, 61)
     axes.hist(per, bins, weights=weight, color="#0072b2", ec="white", lw=0.4)
     yield "images per person", _svg(drawing)
-    drawing, axes = _axes("Size of the images", x="longer side in pixels", y="images")
     side = np.array([max(map(int, k.split("x"))) for k in facts["sizes"]])
+    if not np.ptp(side):
+        return  # the facts say it
+    drawing, axes = _axes("Size of the images", x="longer side in pixels", y="images")
     weight = np.array(list(facts["sizes"].values()), float)
     edges = np.linspace(side.min() - 0.5, side.max() + 0.5, min(41, np.ptp(side) + 2))
     axes.hist(side, edges, weights=weight, color="#009e73", ec="white", lw=0.4)
-    if not np.ptp(side):
-        axes.set_xticks(side[:1])
     yield "sizes of the images", _svg(drawing)
 
 
