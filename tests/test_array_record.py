@@ -180,7 +180,7 @@ def test_the_set_the_split_and_the_features_are_found_or_named(tmp_path):
         array_record.Source(path, label="lable")
     shutil.copytree(path.parent, tmp_path / "others")
     with pytest.raises(
-        ValueError, match=r"holds 2 data sets: 1\.0\.0, 1\.0\.0; name one"
+        ValueError, match=r"holds 2 data sets: .*faces/1\.0\.0, .*; name one"
     ):
         array_record.Source(tmp_path)
     info = json.loads((path / "dataset_info.json").read_text())

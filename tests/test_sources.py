@@ -8,12 +8,22 @@ import tarfile
 from concurrent import futures
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from jaxface import spec
 from jaxface.data import host, ops, prepared, sources, stream
-from jaxface.data.sources import array_record, enrolled, folder, synthetic, without
+from jaxface.data.sources import (
+    array_record,
+    enrolled,
+    folder,
+    parquet,
+    synthetic,
+    tfds,
+    without,
+)
 
 
 def write(path, people, *, images=3):
@@ -42,14 +52,22 @@ def folder_source(tmp_path):
     return folder.Source(write(tmp_path / "people", "abcd"))
 
 
-def prepared_source(tmp_path):
+def prepared_source(tmp_path, opens=array_record.Source):
     faces = folder_source(tmp_path)
     images = np.arange(len(faces))[::-1]
     prepared.write(
         faces, tmp_path, images=images, labels=faces.labels[images],
         classes=faces.classes, name="faces", shard_size=5,
     )  # fmt: skip
-    return array_record.Source(tmp_path / "faces")
+    return opens(tmp_path / "faces")
+
+
+def parquet_source(tmp_path):
+    faces = folder_source(tmp_path)
+    images = [{"bytes": faces.read(i)[0], "path": None} for i in range(len(faces))]
+    table = pa.table({"image": images, "label": faces.labels})
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=5)
+    return parquet.Source(tmp_path)
 
 
 # How to make a small one of each; a new source has its line here.
@@ -62,6 +80,8 @@ MAKE = {
     "without": lambda tmp_path: without.Source(
         folder_source(tmp_path), path=write_list(tmp_path, "people/b/1.png")
     ),
+    "tfds": lambda tmp_path: prepared_source(tmp_path, tfds.Source),
+    "parquet": parquet_source,
     "synthetic": lambda tmp_path: synthetic.Source(
         identities=4, per_identity=3, size=24
     ),

@@ -101,7 +101,7 @@ def _integers(view: memoryview, part: _Field) -> Iterator[np.ndarray]:
 
 
 def _joined(lists: Iterator[Iterator[np.ndarray]], dtype: type) -> np.ndarray:
-    empty = np.zeros(0, dtype)
+    empty: np.ndarray = np.zeros(0, dtype)
     return np.concatenate([empty, *(array for values in lists for array in values)])
 
 

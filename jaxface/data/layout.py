@@ -22,7 +22,7 @@ from etils import epath
 from jaxface import spec
 
 LABELS = "labels.int32"  # of the prepared form: [n], little-endian
-_SHARD = re.compile(r"-(\d{5,9})-of-(\d{5,9})$")
+_SHARD = re.compile(r"-(\d{5,9})-of-(\d{5,9})(?=[-.]|$)")
 _MAX_TEXT = 1 << 30  # bytes of names: 50 million of them
 _MAX_CLASSES = 2**31 - 1  # labels are int32
 
@@ -104,14 +104,14 @@ def read(
         ValueError: metadata that cannot be understood, or files of another format.
         KeyError: no such split or feature.
     """
-    directory = _find(epath.Path(path))
+    directory = find(path)
     told, splits, images, labels = _metadata(directory)
     if told != format:
         raise ValueError(f"{directory} is of {told} files; wanted {format}")
     if split not in splits:
         raise spec.unknown(f"{directory}: split", split, splits)
-    image = _choose(f"{directory}: image feature", image, images)
-    label = _choose(f"{directory}: label feature", label, labels)
+    image = choose(f"{directory}: image feature", image, images)
+    label = choose(f"{directory}: label feature", label, labels)
     pattern = f"*-{split}.{format}-*-of-*"
     files = complete(sorted(map(os.fspath, directory.glob(pattern))), str(directory))
     lengths = splits[split]
@@ -125,6 +125,25 @@ def read(
     more = directory / "metadata.json"
     color = _json(more).get("color", "rgb") if more.exists() else "rgb"
     return Layout(directory, files, lengths, image, label, classes, num_classes, color)
+
+
+def find(path: str | os.PathLike[str]) -> epath.Path:
+    """Return the one data set's directory at a path or up to two levels below.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several.
+    """
+    place, name = epath.Path(path), "dataset_info.json"
+    for pattern in (name, f"*/{name}", f"*/*/{name}"):
+        found = [p.parent for p in place.glob(pattern)]
+        found = [p for p in found if ".incomplete" not in p.name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            known = ", ".join(sorted(str(p) for p in found)[:5])
+            raise ValueError(f"{path} holds {len(found)} data sets: {known}; name one")
+    raise FileNotFoundError(f"{path} holds no TFDS data set: no {name} at or below it")
 
 
 def complete(files: Sequence[str], where: str) -> tuple[str, ...]:
@@ -147,19 +166,6 @@ def complete(files: Sequence[str], where: str) -> tuple[str, ...]:
                 f"{len(numbers)} shards of {wanted} are there of {stem}: copy the rest"
             )
     return tuple(files)
-
-
-def _find(path: epath.Path) -> epath.Path:
-    """Return the one directory with metadata at `path` or up to two levels below."""
-    name = "dataset_info.json"
-    for pattern in (name, f"*/{name}", f"*/*/{name}"):
-        found = [p.parent for p in path.glob(pattern) if "incomplete" not in str(p)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            known = ", ".join(sorted(p.name for p in found)[:5])
-            raise ValueError(f"{path} holds {len(found)} data sets: {known}; name one")
-    raise FileNotFoundError(f"{path} holds no TFDS data set: no {name} at or below it")
 
 
 def _metadata(
@@ -206,7 +212,12 @@ def _classes(path: epath.Path, count: int | None) -> tuple[str, ...] | None:
     return names
 
 
-def _choose(kind: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
+def choose(kind: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """Return a name that is known; "" is the only one there is.
+
+    Raises:
+        KeyError: unknown, with the nearest, or "" for several.
+    """
     if not name and len(known) == 1:
         return next(iter(known))
     if name not in known:

@@ -14,6 +14,7 @@ is an error that names file and number.
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import threading
 from typing import Any
@@ -36,11 +37,11 @@ class Source:
         color: "rgb", or what the data set's metadata or the caller says.
         num_classes: C.
         classes: [C] names, where the data set tells them.
-        labels: [n] int32, where they are kept or had to be read.
+        labels: [n] int32; where they are not kept beside the files, every record is
+            read once when they are first asked for.
     """
 
     classes: tuple[str, ...]
-    labels: np.ndarray
 
     def __init__(
         self,
@@ -85,11 +86,22 @@ class Source:
             self._image, self._label = image or "image", label or "label"
             self._shards = _Shards(layout.complete(files, str(path)), max_open=max_open)
             labels, count, self.color = None, None, color or "rgb"
-        if count is None and labels is None:
-            labels = self._scan()
         if labels is not None:
             self.labels = labels
-        self.num_classes = int(labels.max()) + 1 if count is None else count
+        self._count = count
+        self.num_classes = int(self.labels.max()) + 1 if count is None else count
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """The labels [n]."""
+        n = len(self)
+        logging.info("%s: reading %d records for their labels", self.name(0), n)
+        out = np.empty(n, np.int32)
+        for i in range(n):
+            out[i] = self._label_of(i, self._features(i))
+        if self._count is not None:
+            layout.check_labels(out, self._count, self.name(0))
+        return out
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -135,15 +147,6 @@ class Source:
                 f" {', '.join(sorted(found)[:20])}"
             )
         return int(label[0])
-
-    def _scan(self) -> np.ndarray:
-        """Read every label [n]."""
-        n = len(self)
-        logging.info("reading %d records for their labels", n)
-        out = np.empty(n, np.int32)
-        for i in range(n):
-            out[i] = self._label_of(i, self._features(i))
-        return out
 
 
 class _Shards:

@@ -16,6 +16,7 @@ import hashlib
 import mmap
 import os
 import pickletools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,13 @@ MAX_OPCODES = 5_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The distinct encoded images of a pack, as a `types.Source`.
+    """The distinct images of a pack, as a `types.Source`.
 
-    They stay in the memory-mapped file until they are read.
+    Encoded ones stay in the memory-mapped file until they are read.
     """
 
     path: str
-    encoded: tuple[memoryview | bytes, ...]
+    encoded: tuple[memoryview | bytes | np.ndarray, ...]
     labels: np.ndarray
     num_classes: int
     color: str = "rgb"
@@ -44,9 +45,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def read(self, i: int) -> tuple[bytes, int]:
-        """Return (encoded bytes, label) of image i."""
-        return bytes(self.encoded[i]), int(self.labels[i])
+    def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
+        """Return (encoded bytes or pixels, label) of image i."""
+        image = self.encoded[i]
+        image = image if isinstance(image, np.ndarray) else bytes(image)
+        return image, int(self.labels[i])
 
     def name(self, i: int) -> str:
         """Return the pack and the number of its distinct image."""
@@ -76,6 +79,19 @@ def pairs(
         ValueError: on anything that is not a pack, or does not agree with `names`.
     """
     images, same = _read(os.fspath(path))
+    return packed(images, same, path=path, folds=folds, names=names)
+
+
+def packed(
+    images: Sequence[memoryview | bytes | np.ndarray],
+    same: np.ndarray,
+    *,
+    path: str | os.PathLike[str],
+    folds: int,
+    names: str | os.PathLike[str] | None,
+    color: str = "rgb",
+) -> types.Pairs:
+    """Return the pairs of a pack's 2N images and `same` [N]; see `pairs`."""
     N = len(same)
     if not 1 <= folds <= N:
         raise ValueError(f"{path}: {N} pairs cannot be split into {folds} folds")
@@ -84,14 +100,14 @@ def pairs(
     )
     distinct, ends = _distinct(images)
     if names is None:
-        labels = _joined(len(distinct), ends[same])
+        labels = joined(len(distinct), ends[same])
         people = labels[ends]
     else:
         people = _named(names, same, fold)
         labels = np.zeros(len(distinct), np.int64)
         labels[ends] = people
     return types.Pairs(
-        images=Images(os.fspath(path), distinct, labels, int(labels.max()) + 1),
+        images=Images(os.fspath(path), distinct, labels, int(labels.max()) + 1, color),
         left=ends[:, 0],
         right=ends[:, 1],
         same=same,
@@ -101,8 +117,8 @@ def pairs(
 
 
 def _distinct(
-    images: list[memoryview | bytes],
-) -> tuple[tuple[memoryview | bytes, ...], np.ndarray]:
+    images: Sequence[memoryview | bytes | np.ndarray],
+) -> tuple[tuple[memoryview | bytes | np.ndarray, ...], np.ndarray]:
     """Return the distinct images and the pairs' indices into them, [N, 2]."""
     place: dict[bytes, int] = {}
     # a pickle refers to a repeated object by its memo: hash each object once
@@ -116,8 +132,8 @@ def _distinct(
     return tuple(images[i] for i in first), np.array(index).reshape(-1, 2)
 
 
-def _joined(n: int, genuine: np.ndarray) -> np.ndarray:
-    """Return person ids [n]: images joined by genuine pairs are one person."""
+def joined(n: int, genuine: np.ndarray) -> np.ndarray:
+    """Return person ids [n]: images joined by genuine pairs [k, 2] are one person."""
     parent = list(range(n))
 
     def root(i: int) -> int:
