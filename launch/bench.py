@@ -7,6 +7,7 @@ span, an accuracy the mean over folds with its interval over people.
     python launch/bench.py --what=step --size=112 --cpu_devices=2 --out=bench.json
     python launch/bench.py --what=baselines --workdir=quickstart-run
     python launch/bench.py --what=head --cpu_devices=2 --heads=1e5x512,1e6x512
+    python launch/bench.py --what=records --images=5000000
 
 A benchmark is a function that gives rows; `WHAT` lists them.
 """
@@ -24,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import bench_head
+import bench_records
 import harness
 import jax
 import jax.numpy as jnp
@@ -274,7 +276,9 @@ def pca(features: np.ndarray, *, keep: int) -> Callable[[np.ndarray], np.ndarray
 
 # --- the program ----------------------------------------------------------------------
 
-_WHAT = flags.DEFINE_list("what", None, "render, step, baselines, head.", required=True)
+_WHAT = flags.DEFINE_list(
+    "what", None, "render, step, baselines, head, records.", required=True
+)
 _OUT = flags.DEFINE_string("out", None, "Write the figures to this JSON file as well.")
 _CPU_DEVICES = flags.DEFINE_integer("cpu_devices", 0, "Split the CPU; 0: whole.")
 _MODEL = flags.DEFINE_multi_string("model", MODELS, "step: the networks.")
@@ -293,6 +297,7 @@ _KINDS = flags.DEFINE_list("kinds", list(bench_head.KINDS), "head: of these.")
 _SAMPLED = flags.DEFINE_integer("sampled", 65536, "head: classes partial_fc samples.")
 _OPTIMIZER = flags.DEFINE_string("optimizer", "sgd(momentum=0.9)", "head: its line.")
 _MEMORY = flags.DEFINE_float("memory", 8.0, "head: GB a step may take, to be run.")
+_IMAGES = flags.DEFINE_integer("images", 5_000_000, "records: of the RecordIO set.")
 
 
 WHAT: dict[str, Callable[[], list[harness.Row]]] = {
@@ -314,6 +319,7 @@ WHAT: dict[str, Callable[[], list[harness.Row]]] = {
         optimizer=_OPTIMIZER.value,
         memory=_MEMORY.value,
     ),
+    "records": lambda: bench_records.opening(_IMAGES.value),
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sets
 from PIL import Image
 
 from jaxface import spec
@@ -19,7 +20,9 @@ from jaxface.data.sources import (
     array_record,
     enrolled,
     folder,
+    lists,
     parquet,
+    recordio,
     synthetic,
     tfds,
     without,
@@ -70,6 +73,23 @@ def parquet_source(tmp_path):
     return parquet.Source(tmp_path)
 
 
+def png(*color):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_lines(tmp_path, people):
+    """Make a folder of people and a list of its images, not in order."""
+    write(tmp_path / "faces", people)
+    lines = [f"faces/{name}/{i}.png {name}" for i in range(3) for name in people]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    return tmp_path / "train.txt"
+
+
+# of four people, three each
+PICTURES = [[png(40 * k, 60 * i, 99) for i in range(3)] for k in range(4)]
+
 # How to make a small one of each; a new source has its line here.
 MAKE = {
     "folder": folder_source,
@@ -82,6 +102,10 @@ MAKE = {
     ),
     "tfds": lambda tmp_path: prepared_source(tmp_path, tfds.Source),
     "parquet": parquet_source,
+    "lists": lambda tmp_path: lists.Source(write_lines(tmp_path, "abcd")),
+    "recordio": lambda tmp_path: recordio.Source(
+        sets.write_set(tmp_path / "rec", sets.insightface(PICTURES))
+    ),
     "synthetic": lambda tmp_path: synthetic.Source(
         identities=4, per_identity=3, size=24
     ),

@@ -11,7 +11,6 @@ moves nobody, and no one is in two parts.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pathlib
 import tarfile
@@ -20,6 +19,8 @@ from collections.abc import Iterable
 
 import numpy as np
 from absl import logging
+
+from jaxface.data import identities
 
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -64,8 +65,6 @@ class Source:
                 be empty, or the tar is compressed or damaged.
         """
         path = pathlib.Path(path)
-        if part not in ("all", "train", "validation"):
-            raise ValueError(f"part {part!r}: wanted 'all', 'train' or 'validation'")
         if not path.exists():
             raise FileNotFoundError(f"no images at {path}: it does not exist")
         listed = _Folder(path) if path.is_dir() else _Tar(path)
@@ -77,8 +76,11 @@ class Source:
                 f"{path} holds no images; wanted <identity>/<file> with one of"
                 f" {', '.join(sorted(SUFFIXES))}"
             )
-        self.classes = _part(sorted(found), part, holdout=holdout, seed=seed)
-        _check_counts(path, {k: len(found[k]) for k in self.classes}, min_images)
+        self.classes = identities.of_part(
+            sorted(found), part, holdout=holdout, seed=seed
+        )
+        counted = {name: len(found[name]) for name in self.classes}
+        identities.check_counts(path, counted, fewest=min_images)
         if self.ignored or self.empty:
             logging.warning(
                 "%s: %d files ignored, %d identities without images",
@@ -87,8 +89,8 @@ class Source:
                 self.empty,
             )
         self.num_classes = len(self.classes)
-        counts = [len(found[name]) for name in self.classes]
-        self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        labels = np.arange(self.num_classes, dtype=np.int32)
+        self.labels = np.repeat(labels, list(counted.values()))
         self._files = [file for name in self.classes for file in found[name]]
         self._listed = listed
 
@@ -192,33 +194,3 @@ def _entries(path: str | os.PathLike[str]) -> Iterable[os.DirEntry[str]]:
 def _is_image(*path: str) -> bool:
     suffix = pathlib.PurePath(*path).suffix.lower()
     return suffix in SUFFIXES and not any(part.startswith(".") for part in path)
-
-
-def _part(names: list[str], part: str, *, holdout: float, seed: int) -> list[str]:
-    """Return the names that belong to a part."""
-    if part == "all":
-        return names
-    held = {name for name in names if _share(name, seed) < holdout}
-    if not 0 < len(held) < len(names):
-        raise ValueError(
-            f"holdout={holdout} with seed={seed} puts {len(held)} of {len(names)}"
-            " identities into validation, which leaves a part empty; take another"
-            " holdout or seed, or more identities"
-        )
-    return [name for name in names if (name in held) == (part == "validation")]
-
-
-def _share(name: str, seed: int) -> float:
-    """Return a number in [0, 1) that depends on the name and the seed alone."""
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
-def _check_counts(path: pathlib.Path, counts: dict[str, int], fewest: int) -> None:
-    short = [name for name, count in counts.items() if count < fewest]
-    if short:
-        raise ValueError(
-            f"{path}: {len(short)} identities have fewer than {fewest} images:"
-            f" {', '.join(short[:5])}{', ...' if len(short) > 5 else ''}; add images,"
-            f" remove them, or accept them with min_images=1"
-        )

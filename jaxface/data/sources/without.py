@@ -39,10 +39,10 @@ class Source:
             FileNotFoundError: no such list.
             ValueError: not such a list, a name that `base` lacks, or nothing left.
         """
-        text = pathlib.Path(path).read_text()
         try:
+            text = pathlib.Path(path).read_text("utf-8")
             names = {row["name"] for row in json.loads(text)}
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f'{path} is no list of {{"name": ...}}: {error}; wanted what'
                 " launch/subcenters.py writes"

@@ -1,0 +1,460 @@
+"""Readers against damaged files: what `test_fuzz.py` runs in a process of its own.
+
+    python tests/fuzz.py --readers=recordio,folder --inputs=1000 --seed=0
+
+The law: a file that is not what it should be is read as far as it can be, or refused
+with a ValueError or OSError that names it and says where. Memory and time are bounded
+for every input. A new reader has its line in READERS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import pickle
+import random
+import re
+import resource
+import signal
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import sets
+from absl import logging
+
+from jaxface.data import ops, stream
+from jaxface.data.sources import (
+    folder,
+    lists,
+    pairs_bin,
+    pairs_txt,
+    recordio,
+    without,
+)
+
+MEMORY = 300 << 20  # bytes that one input may take, beyond what the process has
+SECONDS = 10.0  # of the clock, for one input; a tiny set takes a millisecond
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """How to make a tiny set, and how to read all of it.
+
+    Attributes:
+        make: writes it into a folder.
+        use: opens and reads it; yields what the damaged records of it say.
+        says: what a message has, besides the file: where in it.
+    """
+
+    make: Callable[[pathlib.Path], object]
+    use: Callable[[pathlib.Path], Iterator[str]]
+    says: str = r"byte \d+"
+
+
+# --- sources and pairs, read whole ----------------------------------------------------
+
+
+def everything(source) -> Iterator[str]:
+    """Read all images and hold them against the contract; yield the damage."""
+    damage, n = [], len(source)
+    names = {source.name(i) for i in range(n)}
+    assert len(names) == n > 0, "names are not unique"
+    for i in range(n):
+        try:
+            record, label = source.read(i)
+        except OSError as error:
+            damage.append(str(error))
+            continue
+        assert isinstance(record, bytes | np.ndarray), "a record of another kind"
+        assert type(label) is int, "a label that is not an int"
+        assert 0 <= label < source.num_classes, "a label that is no class"
+    if 0 < len(damage) < n:
+        counted(source, damage)
+    yield from damage
+    try:
+        labels = getattr(source, "labels", np.zeros(n))
+    except ValueError as error:  # of a set that would have to read them all
+        yield str(error)
+    else:
+        assert labels.shape == (n,), "labels of another number"
+        assert 0 <= labels.min() <= labels.max() < source.num_classes
+
+
+def counted(source, damage: list[str]) -> None:
+    """Hold what an epoch replaces and counts against what cannot be read."""
+    n = len(source)
+    order = stream.Stream(source, LINE, batch_size=n, seed=0, max_bad=1.0)
+    for position, example, _ in zip(*order.plan(0), strict=True):
+        order.read(int(position), int(example), lambda record: record)
+    assert sorted(order.bad.values()) == sorted(damage), "counted is not dropped"
+
+
+LINE = ops.parse("decode|resize(8)")
+
+
+def compared(found) -> Iterator[str]:
+    """Read both sides of a list of pairs."""
+    assert len(found.same) == len(found.left) == len(found.fold) == len(found.people)
+    assert max(found.left.max(), found.right.max()) < len(found.images)
+    yield from everything(found.images)
+
+
+PEOPLE = [[b"\xff\xd8a", b"bb"], [b"ccc", b"d" * 9, b"e\0" * 20]]
+FILES = {f"{who}/{k}.jpg": image
+         for who, images in zip(("ann", "bob"), PEOPLE, strict=True)
+         for k, image in enumerate(images)}  # fmt: skip
+
+
+def make_files(root: pathlib.Path) -> None:
+    for name, content in FILES.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(content)
+
+
+def make_tar(root: pathlib.Path) -> None:
+    with tarfile.open(root / "faces.tar", "w") as tar:
+        for name, content in {**FILES, "ann/notes.txt": b"x"}.items():
+            member = tarfile.TarInfo(f"faces/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def use_tar(root: pathlib.Path) -> Iterator[str]:
+    path = root / "faces.tar"
+    source = folder.Source(path, min_images=1)
+    with tarfile.open(path) as tar:  # the oracle of the counter
+        names = [m.name.strip("/") for m in tar if not m.isdir()]
+    left = len(names) - len(source) - source.ignored
+    assert 0 <= left <= len(names) - len({n.replace("./", "") for n in names})
+    yield from everything(source)
+
+
+def make_pack(protocol: int) -> Callable[[pathlib.Path], object]:
+    pack = ([b"\xff\xd8a", b"b", b"c", b"d", np.frombuffer(b"ef", np.uint8), b"b"],
+            [True, np.bool_(True), False])  # fmt: skip
+    return lambda root: (root / "x.bin").write_bytes(pickle.dumps(pack, protocol))
+
+
+def make_list(root: pathlib.Path) -> None:
+    (root / "pairs.txt").write_text("2\t1\nann 1 2\nann 1 bob 1\ncy 1 3\ncy 3 bob 1\n")
+    for name in ("ann", "bob", "cy"):
+        (root / name).mkdir()
+        for k in (1, 2, 3):
+            (root / name / f"{name}_000{k}.jpg").write_bytes(b"x")
+
+
+def make_without(root: pathlib.Path) -> None:
+    make_files(root)
+    (root / "far.json").write_text(json.dumps([{"name": str(root / "bob/2.jpg")}]))
+
+
+def use_without(root: pathlib.Path) -> Iterator[str]:
+    base = folder.Source(root, min_images=1)
+    yield from everything(without.Source(base, path=root / "far.json"))
+
+
+def use_pack(root: pathlib.Path) -> Iterator[str]:
+    yield from compared(pairs_bin.pairs(root / "x.bin", folds=1))
+
+
+def use_list(root: pathlib.Path) -> Iterator[str]:
+    yield from compared(pairs_txt.pairs(root / "pairs.txt", root=root))
+
+
+def make_records(root: pathlib.Path) -> None:
+    sets.write_set(root, sets.insightface(PEOPLE), classes=2)
+    (root / "classes.txt").write_text("ann\nbob\n")
+
+
+def use_records(root: pathlib.Path) -> Iterator[str]:
+    yield from everything(recordio.Source(root))
+
+
+def make_lines(root: pathlib.Path) -> None:
+    make_files(root)
+    rows = ["path,label", *(f"{name},{name[:3]}" for name in FILES), "# the end", ""]
+    (root / "x.csv").write_text("\n".join(rows))
+
+
+def use_lines(root: pathlib.Path) -> Iterator[str]:
+    source = lists.Source(root / "x.csv", min_images=1)
+    lines = (root / "x.csv").read_bytes().removesuffix(b"\n").count(b"\n") + 1
+    assert lines == len(source) + source.ignored, "a line went lost"
+    yield from everything(source)
+
+
+PACK = r"byte \d+|list is not of|images for|two lists|split into"
+# "module", or "module/variant" where there is more than one way to make a file.
+READERS = {
+    "folder": Reader(make_tar, use_tar, "not a whole|ends within|holds no|wanted"),
+    "lists": Reader(
+        make_lines, use_lines, r":\d+: |byte \d+|none of its first|no file"
+    ),
+    "pairs_bin/4": Reader(make_pack(4), use_pack, PACK),
+    "pairs_bin/0": Reader(make_pack(0), use_pack, PACK),
+    "pairs_txt": Reader(make_list, use_list, r":\d+: |promises|are missing|byte \d+"),
+    "recordio": Reader(
+        make_records, use_records, r"byte \d+|property|index|identities|label|classes"
+    ),
+    "without": Reader(make_without, use_without, "names|is no list|leaves none"),
+}
+
+
+# --- mutations, by what they aim at ---------------------------------------------------
+
+NUMBERS = (0, 1, 2, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**24, 2**29 - 1, 2**31 - 1,
+           2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)  # fmt: skip
+# pickle's: marks, lists, tuples, memo, globals, calls, long strings, numbers
+OPCODES = (
+    b"(]}l)t\x85\x86\x87aeshpqrgj\x94cRbi\x81\x92\x93o0124.XTBCUS\x8a\x8b\x8dPQ\x95"
+)
+HEAD = 64
+
+Mutation = Callable[[random.Random, bytes], bytes]
+
+
+def put(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+def number(rng: random.Random, size: int) -> bytes:
+    """A number that is at the edge of something, in some width and byte order."""
+    near = (*NUMBERS, size, size - 1, size + 1, 2 * size)
+    width = rng.choice((1, 2, 4, 4, 8, 8))
+    value = rng.choice(near) + rng.choice((-1, 0, 0, 1))
+    value %= 1 << 8 * width
+    return value.to_bytes(width, rng.choice(("little", "little", "big")))
+
+
+def place(rng: random.Random, data: bytes) -> int:
+    """A byte of it; one that is not padding, more often than not."""
+    for _ in range(rng.choice((1, 8))):
+        at = rng.randrange(len(data))
+        if data[at]:
+            break
+    return at
+
+
+def length(rng, data):
+    return put(data, place(rng, data), number(rng, len(data)))
+
+
+def aligned(rng, data):
+    return put(data, place(rng, data) // 4 * 4, number(rng, len(data)))
+
+
+def header(rng, data):
+    at = rng.randrange(min(HEAD, len(data)))
+    return put(data, at, rng.choice((number(rng, len(data)), rng.randbytes(1))))
+
+
+def footer(rng, data):
+    at = len(data) - 1 - rng.randrange(min(HEAD, len(data)))
+    return put(data, at, rng.choice((number(rng, len(data)), rng.randbytes(1))))
+
+
+def flag(rng, data):
+    at = place(rng, data)
+    return put(data, at, bytes([data[at] ^ 1 << rng.randrange(8)]))
+
+
+def byte(rng, data):
+    for _ in range(rng.randrange(1, 5)):
+        data = put(data, place(rng, data), rng.randbytes(1))
+    return data
+
+
+def opcode(rng, data):
+    at, new = place(rng, data), bytes([rng.choice(OPCODES)])
+    return data[:at] + new * rng.choice((1, 1, 1, 40)) + data[at + rng.choice((0, 1)) :]
+
+
+def truncation(rng, data):
+    return data[: rng.randrange(len(data))]
+
+
+def extension(rng, data):
+    return data + rng.choice((b"\0", b"\n", data, rng.randbytes(9))) * rng.randint(1, 9)
+
+
+def removal(rng, data):
+    at = rng.randrange(len(data))
+    return data[:at] + data[at + rng.choice((1, 4, 8, 16, 64)) :]
+
+
+def splice(rng, data):
+    start, to = rng.randrange(len(data)), rng.randrange(len(data))
+    piece = data[start : start + rng.choice((1, 4, 8, 36, 512))]
+    return data[:to] + piece + data[to + rng.choice((0, len(piece))) :]
+
+
+def zeros(rng, data):
+    return put(data, rng.randrange(len(data)), bytes(rng.choice((4, 16, 512))))[
+        : len(data)
+    ]
+
+
+def digits(rng, data):
+    """Another decimal number, as text, where one stands (else a length)."""
+    found = list(re.finditer(rb"\d+", data))
+    if not found:
+        return length(rng, data)
+    at = rng.choice(found)
+    new = rng.choice((*NUMBERS, len(data), -1, int(at[0][:9]) + 1, 10**30))
+    return data[: at.start()] + str(new).encode() + data[at.end() :]
+
+
+def separator(rng, data):
+    at, new = (
+        rng.randrange(len(data)),
+        rng.choice((b"\n", b"\t", b" ", b",", b'"', b"\r", b"\xff", b"#")),
+    )
+    return data[:at] + new + data[at + rng.choice((0, 1)) :]
+
+
+def twice(rng, data):
+    one, other = rng.choice(STRATA[:-1]), rng.choice(STRATA[:-1])
+    return other(rng, one(rng, data) or b"\0")
+
+
+STRATA: tuple[Mutation, ...] = (
+    length, aligned, header, footer, flag, byte, opcode, truncation, extension,
+    removal, splice, zeros, digits, separator, twice,
+)  # fmt: skip
+
+
+# --- the loop -------------------------------------------------------------------------
+
+
+class HangError(BaseException):
+    """An input took too long."""
+
+
+def too_long(*_):
+    raise HangError("it takes too long")
+
+
+def judge(
+    reader: Reader, root: pathlib.Path, names: list[str], seconds: float
+) -> tuple[str, str]:
+    """Return (outcome, why) of one input."""
+
+    def blames(message: str) -> bool:
+        return any(n in message for n in names) and bool(
+            re.search(reader.says, message)
+        )
+
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        damage = list(reader.use(root))
+    except (ValueError, OSError) as error:
+        good = blames(str(error))
+        return ("refused", "") if good else ("failed", f"says only: {error!r}")
+    except (Exception, HangError) as error:  # noqa: BLE001
+        return "failed", repr(error)[:300]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    for message in damage:
+        if not blames(message):
+            return "failed", f"a record says only: {message!r}"
+    return ("damaged" if damage else "accepted"), ""
+
+
+def run(reader: Reader, *, inputs: int, seed: int, seconds: float) -> dict:
+    """Give a reader so many damaged files; return what became of them."""
+    rng, outcomes, failures = random.Random(seed), Counter(), []
+    with tempfile.TemporaryDirectory() as folder_name:
+        root = pathlib.Path(folder_name)
+        reader.make(root)
+        files = {p: p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+        names = [p.name for p in files]
+        outcome, why = judge(reader, root, names, seconds)
+        if outcome != "accepted":
+            raise AssertionError(f"the valid set: {outcome}, {why}")
+        # image payloads alone are not what is tried here
+        aims = [p for p in files if p.suffix not in (".jpg", ".png")]
+        for k in range(inputs):
+            path, mutate = rng.choice(aims), STRATA[k % len(STRATA)]
+            data = mutate(rng, files[path])
+            path.unlink()  # a new file: an old map of it stays as it is
+            path.write_bytes(data)
+            outcome, why = judge(reader, root, names, seconds)
+            outcomes[outcome] += 1
+            outcomes[f"{mutate.__name__} {outcome}"] += 1
+            if outcome == "failed":
+                failures.append(f"{mutate.__name__} of {path.name}, input {k}: {why}")
+            path.unlink()
+            path.write_bytes(files[path])
+            for stray in set(root.rglob("*")) - set(files):
+                if stray.is_file():  # an index that the reader wrote
+                    stray.unlink()
+    return {"outcomes": outcomes, "failures": failures[:20]}
+
+
+def limit_memory(more: int) -> None:
+    """Let this process have so many bytes beyond what it has now."""
+    has = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+    top = has * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (top, top))
+
+
+def canary(what: str) -> Reader:
+    """A reader that misbehaves when its file is damaged."""
+
+    def use(root: pathlib.Path) -> Iterator[str]:
+        if (root / "x").read_bytes() != b"canary":
+            match what:
+                case "hang":
+                    while True:
+                        pass
+                case "allocate":
+                    np.ones(1 << 28)  # 2 GiB
+                case "kind":
+                    raise KeyError(f"{root / 'x'}, byte 0: damaged")
+                case "file":
+                    raise ValueError("byte 0: damaged")
+                case "place":
+                    raise ValueError(f"{root / 'x'}: damaged")
+                case "crash":
+                    os.abort()
+        yield from ()
+
+    return Reader(lambda root: (root / "x").write_bytes(b"canary"), use)
+
+
+CANARIES = {
+    w: canary(w) for w in ("hang", "allocate", "kind", "file", "place", "crash")
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--readers", default=",".join(READERS))
+    parser.add_argument("--inputs", type=int, required=True, help="of each reader")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for one input")
+    given = parser.parse_args()
+    signal.signal(signal.SIGALRM, too_long)
+    limit_memory(MEMORY)
+    found = {}
+    for name in given.readers.split(","):
+        start = time.process_time()
+        reader = (READERS | CANARIES)[name]
+        found[name] = run(
+            reader, inputs=given.inputs, seed=given.seed, seconds=given.seconds
+        )
+        found[name]["cpu"] = round(time.process_time() - start, 2)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.ERROR)  # every damaged image would be told
+    main()
