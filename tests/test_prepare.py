@@ -4,6 +4,7 @@ import csv
 import functools
 import html.parser
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -14,6 +15,8 @@ from scipy import ndimage
 from jaxface import align, card, curate, detect, examine, prepare
 from jaxface.data import decode, prepared
 from jaxface.data.sources import array_record, folder
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def picture(seed, side=64):
