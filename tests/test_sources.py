@@ -16,26 +16,19 @@ import sets
 from PIL import Image
 
 from jaxface import spec
-from jaxface.data import host, ops, sources, stream
-from jaxface.data.sources import (
-    enrolled,
-    folder,
-    lists,
-    lmdb_records,
-    mislabelled,
-    recordio,
-    synthetic,
-    tfrecord,
 from jaxface.data import host, ops, prepared, sources, stream
 from jaxface.data.sources import (
     array_record,
     enrolled,
     folder,
     lists,
+    lmdb_records,
+    mislabelled,
     parquet,
     recordio,
     synthetic,
     tfds,
+    tfrecord,
     without,
 )
 
@@ -91,6 +84,8 @@ def write_shards(tmp_path):
         path = tmp_path / f"x.tfrecord-{k:05d}-of-00002"
         path.write_bytes(sets.tfrecord(rows[k::2]))
     return tmp_path
+
+
 def prepared_source(tmp_path, opens=array_record.Source):
     faces = folder_source(tmp_path)
     images = np.arange(len(faces))[::-1]

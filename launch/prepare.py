@@ -1,0 +1,183 @@
+"""Turn any source into a prepared set with a data card, or into a pack of pairs.
+
+    python launch/prepare.py --source="folder(path='photos')" --out=sets/mine --align
+    python launch/prepare.py --source="array_record(path='sets/mine')" \
+      --make_pack=mine.bin --protocol="pairs_sampled(count=600, folds=10)"
+
+OUT holds the set, card.html and card.json, dropped.csv (path, identity, reason, detail)
+and duplicates.csv. Repeat a command that was cut short, and it goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tqdm
+from absl import flags, logging
+
+from jaxface import cli, curate, detect, examine, prepare, spec, types
+from jaxface.data import packs, prepared, sources
+
+_FORMATS = (*prepared.FORMATS, "recordio")
+_SOURCE = flags.DEFINE_string("source", None, "A line, such as folder(path='faces').")
+_OUT = flags.DEFINE_string("out", None, "Folder of the set; its last part names it.")
+_FORMAT = flags.DEFINE_enum("format", "array_record", _FORMATS, "How it is stored.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Read the set back and compare.")
+
+_ALIGN = flags.DEFINE_bool("align", False, "Photos: find a face in each, align it.")
+_SIZE = flags.DEFINE_integer("size", 112, "--align: side of the faces in pixels.")
+_FACE = flags.DEFINE_enum("face", "largest", detect.CHOICES, "--align: of several.")
+_MIN_FACE = flags.DEFINE_integer("min_face", 20, "--align: pixels of the smallest.")
+_MAX_SIDE = flags.DEFINE_integer("max_side", 1024, "--align: photos are searched at.")
+_ENCODING = flags.DEFINE_enum(
+    "encoding", "jpeg", examine.ENCODINGS, "--align: jpeg (quality 95) or png."
+)
+
+_MIN_IMAGES = flags.DEFINE_integer("min_images", 2, "People with fewer are left out.")
+_DUPLICATES = flags.DEFINE_bool(
+    "drop_duplicates", False, "Of equal pictures of a person the first stays."
+)
+_CONFLICTS = flags.DEFINE_bool(
+    "drop_conflicts", False, "Leave out pictures that several people have."
+)
+_NEAR = flags.DEFINE_integer("near", 3, "Bits of 64 in which equal hashes may differ.")
+
+_LICENCE = flags.DEFINE_string("licence", "", "Text for the card, or a file of it.")
+_SHEET = flags.DEFINE_integer("sheet", 12, "People shown on the card; 0 for none.")
+_WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.", 1)
+
+_PACK = flags.DEFINE_string("make_pack", None, "Write this .bin of pairs instead.")
+_PROTOCOL = flags.DEFINE_string(
+    "protocol", "pairs_sampled(count=6000, folds=10)", "--make_pack: which pairs."
+)
+
+
+def main() -> None:
+    """Prepare a set, or make a pack."""
+    cli.log_to_stderr()
+    if bool(_OUT.value) == bool(_PACK.value):
+        raise ValueError("wanted --out=FOLDER, or --make_pack=FILE.bin")
+    from jaxface import assembly  # JAX, which a worker that looks does not need
+
+    if _PACK.value:
+        if _ALIGN.value:
+            raise ValueError("a pack is of faces: first --align into --out")
+        pairs = assembly.flow(f"{_SOURCE.value}|{_PROTOCOL.value}")
+        height, width = packs.write(
+            pairs, _PACK.value, progress=bar("write", len(pairs))
+        )
+        folds = int(pairs.fold.max()) + 1
+        print(f"{_PACK.value}: {len(pairs):,} pairs of {height}x{width}, {folds} folds")
+        return
+    source, out = assembly.flow(_SOURCE.value), pathlib.Path(_OUT.value).absolute()
+    done = prepare.prepare(
+        source,
+        out,
+        write=writer(out),
+        policy=curate.Policy(
+            min_images=_MIN_IMAGES.value,
+            drop_duplicates=_DUPLICATES.value,
+            drop_conflicts=_CONFLICTS.value,
+            near=_NEAR.value,
+        ),
+        cut=cut() if _ALIGN.value else None,
+        back=reader(out) if _VERIFY.value else None,
+        workers=_WORKERS.value,
+        sheet=_SHEET.value,
+        about={
+            "format": _FORMAT.value,
+            "source": _SOURCE.value,
+            "licence": licence(_LICENCE.value),
+            "command": shlex.join(sys.argv),
+        },
+        progress=bar,
+    )
+    tell(out, done.facts)
+
+
+def cut() -> examine.Cut:
+    """Return how a photo becomes a face."""
+    detector = detect.Mtcnn(min_face=_MIN_FACE.value, max_side=_MAX_SIDE.value)
+    return examine.Cut(
+        detector, size=_SIZE.value, choice=_FACE.value, encoding=_ENCODING.value
+    )
+
+
+def writer(out: pathlib.Path) -> prepare.Writer:
+    """Return what stores the set in --format."""
+    if _FORMAT.value == "recordio":
+        from jaxface.data.sources import recordio
+
+        def write(source: Any, out: pathlib.Path, *, progress: Any, **kept: Any) -> Any:
+            recordio.write(source, out, **kept)
+            progress(len(kept["images"]))
+
+        return write
+
+    def write_tfds(source: Any, out: pathlib.Path, **kept: Any) -> Any:
+        return prepared.write(
+            source,
+            out.parent,
+            name=out.name,
+            format=_FORMAT.value,
+            workers=_WORKERS.value,
+            **kept,
+        )
+
+    return write_tfds
+
+
+def reader(out: pathlib.Path) -> Callable[[], types.Source]:
+    """Return what opens the set; ask before an hour of writing."""
+    from jaxface import assembly
+
+    known = spec.modules(sources)
+    if _FORMAT.value not in known:
+        raise spec.unknown("--verify: a source of", _FORMAT.value, known)
+    return functools.partial(assembly.flow, f"{_FORMAT.value}(path={str(out)!r})")
+
+
+def licence(given: str) -> str:
+    """Return the text of a file, or what was given."""
+    return pathlib.Path(given).read_text() if os.path.isfile(given) else given
+
+
+def bar(word: str, total: int) -> Callable[[int], object]:
+    """Return what advances a new progress bar."""
+    shown = tqdm.tqdm(total=total, desc=word, unit=" images", mininterval=0.5)
+
+    def advance(count: int) -> None:
+        shown.update(count)
+        if shown.n >= total:
+            shown.close()
+
+    return advance
+
+
+def tell(out: pathlib.Path, facts: dict[str, Any]) -> None:
+    """Say what was done."""
+    print(f"{out}: {facts['images']:,} images of {facts['identities']:,} people")
+    print(f"of {facts['examined']:,} looked at were left out:")
+    for reason, count in facts["dropped"].items():
+        print(f"  {count:>9,}  {reason}")
+    print(
+        f"  {sum(facts['dropped'].values()):>9,}  in all, listed in dropped.csv\n"
+        f"one picture several times: {facts['groups_of_one_picture']:,} groups,"
+        f" {sum(facts['redundant_images'].values()):,} redundant images,"
+        f" {facts['pictures_under_several_people']:,} pictures under several people"
+        " (duplicates.csv)"
+    )
+    for warning in facts["warnings"]:
+        logging.warning("%s", warning)
+    print(f"card: {out / 'card.html'}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("source")
+    cli.run(main)
