@@ -20,9 +20,17 @@ import numpy as np
 
 from jaxface import spec
 from jaxface.data import decode as decoding
-from jaxface.data import ops_cover, ops_light, ops_warp, pipeline, resample
+from jaxface.data import (
+    ops_cover,
+    ops_light,
+    ops_random,
+    ops_warp,
+    ops_worn,
+    pipeline,
+    resample,
+)
 
-ROOMS = (ops_warp, ops_light, ops_cover)  # where further ops are
+ROOMS = (ops_warp, ops_light, ops_cover, ops_worn, ops_random)  # where further ops are
 
 
 def parse(line: str) -> pipeline.Pipeline:
