@@ -300,6 +300,7 @@ _MEMORY = flags.DEFINE_float("memory", 8.0, "head: GB a step may take, to be run
 _SOURCE = flags.DEFINE_string("source", "", "input: a line; empty: rendered faces.")
 _CORES = flags.DEFINE_list("cores", ["1", "2"], "input: how many, each in its turn.")
 _LINES = flags.DEFINE_multi_string("line", list(bench_input.LINES), "input: its ops.")
+_IMAGES = flags.DEFINE_integer("images", 4096, "input: of a round.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "input: rounds timed.", lower_bound=1)
 
 
@@ -328,6 +329,7 @@ WHAT: dict[str, Callable[[], list[harness.Row]]] = {
         cores=[int(n) for n in _CORES.value],
         batch=_BATCH.value,
         repeats=_REPEATS.value,
+        count=_IMAGES.value,
     ),
 }
 

@@ -86,6 +86,9 @@ class Loader:
         """
         stream, facts = self._stream, Facts()
 
+        plain = tf.autograph.experimental.do_not_convert  # there is nothing to convert
+
+        @plain
         def read(step):
             kinds = (tf.string, tf.float64)
             record, numbers = tf.numpy_function(
@@ -95,6 +98,7 @@ class Loader:
             numbers.set_shape([stream.local, stream.pipeline.width + 1])
             return record, numbers
 
+        @plain
         def process(record, numbers):
             return stream.pipeline.tensorflow(tf, record, numbers)
 
