@@ -265,13 +265,34 @@ class Run:
             hosts=jax.process_count(),
             max_bad=c.max_bad,
             order=self.order,
+            split=True,
         )
         workers = c.workers or os.cpu_count() or 1
         return module.Loader(order, start_step=start, workers=workers)
 
+    @functools.cached_property
+    def finish(self) -> Callable[[Batch], Batch]:
+        """What a line of preprocessing leaves to be done on the devices, compiled."""
+        _, rest = self.pipeline.split()
+
+        def finished(image: jax.Array, numbers: jax.Array) -> jax.Array:
+            return rest.batch(jnp, image, numbers)
+
+        split = NamedSharding(self.mesh, P(AXIS))
+        compiled = jax.jit(finished, out_shardings=split)
+
+        def finish(batch: Batch) -> Batch:
+            facts = {k: v for k, v in batch.items() if k != "numbers"}
+            return {**facts, "image": compiled(batch["image"], batch["numbers"])}
+
+        return finish
+
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Yield global device batches, one placed ahead of the one in use."""
-        placed = (parallel.put_batch(b, mesh=self.mesh, axis=AXIS) for b in loader)
+        placed = (
+            self.finish(parallel.put_batch(b, mesh=self.mesh, axis=AXIS))
+            for b in loader
+        )
         ahead = list(itertools.islice(placed, 1))
         for batch in placed:
             ahead.append(batch)

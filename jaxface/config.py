@@ -38,8 +38,10 @@ def base() -> ml_collections.ConfigDict:
     c.data.source = "synthetic(identities=100, per_identity=20)"  # what to train on
     c.data.ops = "decode|resize(112)|flip|normalize"  # preprocessing in training
     c.data.eval_ops = "decode|resize(112)|normalize"  # and in evaluation
-    # Which images meet in a batch, of data.samplers: "uniform", or "pk(k=4)": k images
-    # of each of batch_size / k people.
+    # Which images meet in a batch, of data.samplers: "uniform"; "pk(k=4)": k images of
+    # each of batch_size / k people; "balanced": all people equally often;
+    # "mixed(weights=(3, 1))": the sets of a `mix` source by weight;
+    # "curriculum(path='scores.npy')": the easiest images first.
     c.data.sampler = "uniform"
     c.data.loader = "tfdata"  # or "host", which needs no TensorFlow
     c.data.workers = 0  # threads that read and decode; 0: one per core

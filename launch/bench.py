@@ -7,7 +7,9 @@ span, an accuracy the mean over folds with its interval over people.
     python launch/bench.py --what=step --size=112 --cpu_devices=2 --out=bench.json
     python launch/bench.py --what=baselines --workdir=quickstart-run
     python launch/bench.py --what=head --cpu_devices=2 --heads=1e5x512,1e6x512
-    python launch/bench.py --what=records --images=5000000
+    python launch/bench.py --what=records --records=5000000
+    python launch/bench.py --what=input --source="folder(path='faces.tar')"
+>>>>>>> d5-feed
 
 A benchmark is a function that gives rows; `WHAT` lists them.
 """
@@ -25,6 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import bench_head
+import bench_input
 import bench_records
 import harness
 import jax
@@ -277,12 +280,15 @@ def pca(features: np.ndarray, *, keep: int) -> Callable[[np.ndarray], np.ndarray
 # --- the program ----------------------------------------------------------------------
 
 _WHAT = flags.DEFINE_list(
-    "what", None, "render, step, baselines, head, records.", required=True
+    "what",
+    None,
+    "render, step, baselines, head, input, records.",
+    required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Write the figures to this JSON file as well.")
 _CPU_DEVICES = flags.DEFINE_integer("cpu_devices", 0, "Split the CPU; 0: whole.")
 _MODEL = flags.DEFINE_multi_string("model", MODELS, "step: the networks.")
-_BATCH = flags.DEFINE_integer("batch", 32, "step, head: images.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 32, "step, head, input: images.", lower_bound=1)
 _SIZE = flags.DEFINE_integer("size", 56, "step: pixels a side.", lower_bound=1)
 _CLASSES = flags.DEFINE_integer("classes", 1000, "step: of the head.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string(
@@ -297,7 +303,12 @@ _KINDS = flags.DEFINE_list("kinds", list(bench_head.KINDS), "head: of these.")
 _SAMPLED = flags.DEFINE_integer("sampled", 65536, "head: classes partial_fc samples.")
 _OPTIMIZER = flags.DEFINE_string("optimizer", "sgd(momentum=0.9)", "head: its line.")
 _MEMORY = flags.DEFINE_float("memory", 8.0, "head: GB a step may take, to be run.")
-_IMAGES = flags.DEFINE_integer("images", 5_000_000, "records: of the RecordIO set.")
+_RECORDS = flags.DEFINE_integer("records", 5_000_000, "records: of the set.")
+_SOURCE = flags.DEFINE_string("source", "", "input: a line; empty: rendered faces.")
+_CORES = flags.DEFINE_list("cores", ["1", "2"], "input: how many, each in its turn.")
+_LINES = flags.DEFINE_multi_string("line", list(bench_input.LINES), "input: its ops.")
+_IMAGES = flags.DEFINE_integer("images", 4096, "input: of a round.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 7, "input: rounds timed.", lower_bound=1)
 
 
 WHAT: dict[str, Callable[[], list[harness.Row]]] = {
@@ -319,7 +330,15 @@ WHAT: dict[str, Callable[[], list[harness.Row]]] = {
         optimizer=_OPTIMIZER.value,
         memory=_MEMORY.value,
     ),
-    "records": lambda: bench_records.opening(_IMAGES.value),
+    "records": lambda: bench_records.opening(_RECORDS.value),
+    "input": lambda: bench_input.feed(
+        _SOURCE.value,
+        lines=_LINES.value,
+        cores=[int(n) for n in _CORES.value],
+        batch=_BATCH.value,
+        repeats=_REPEATS.value,
+        count=_IMAGES.value,
+    ),
 }
 
 

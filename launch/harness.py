@@ -31,10 +31,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A call that does a known number of items; arrays it returns are waited for."""
+    """A call that does a known number of items; arrays it returns are waited for.
+
+    Attributes:
+        run: what is timed.
+        items: how many it does.
+        before: what is done each time before, outside the clock.
+    """
 
     run: Callable[[], object]
     items: int
+    before: Callable[[], object] = lambda: None
 
 
 def race(
@@ -60,6 +67,7 @@ def race(
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeats):
         for name, candidate in candidates.items():
+            candidate.before()
             start = clock()
             jax.block_until_ready(candidate.run())
             seconds = clock() - start

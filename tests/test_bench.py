@@ -180,3 +180,19 @@ def test_simple_baselines_cannot_tell_rendered_people_apart(bench):
     assert [row.name for row in rows] == [*SIMPLE, "untrained net"]
     for row in rows:
         assert 0.45 < row.value < 0.75, row
+
+
+def test_input_is_raced_against_decoding_and_torch(bench):
+    pytest.importorskip("torch")
+    rows = bench.bench_input.feed(
+        "", lines=bench.bench_input.LINES, cores=[1], batch=8, repeats=1, count=16
+    )
+    line = bench.bench_input.LINES[0]
+    ours = [f"1 cores, {how}: {line}" for how in ("tfdata loaded", "host loaded")]
+    speeds = {r.name: r.value for r in rows if r.unit == "images/s"}
+    shares = {r.name: r.value for r in rows if r.unit == "of the bound"}
+    bound = max(v for name, v in speeds.items() if "bound: " in name)
+    for name in ours:
+        assert shares[name] == speeds[name] / bound
+    assert sum("DataLoader" in name for name in speeds) == 1
+    assert [r.unit for r in rows][-2:] == ["MB", "MB"]

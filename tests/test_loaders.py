@@ -106,6 +106,18 @@ def test_the_loaders_agree_on_images_of_every_kind(line):
     }
 
 
+def test_the_loaders_leave_the_same_to_the_device():
+    given = {"line": "decode|resize(16)|random_shift(2)|flip|normalize", "split": True}
+    ours, theirs = (take(m, mixed(), 3, **given)[0] for m in (host, tfdata))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["image"].dtype == b["image"].dtype == np.uint8
+        assert np.abs(a["image"].astype(int) - b["image"]).max() <= 1
+        for name in ("numbers", "label", "example", "position"):
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+        assert set(np.unique(a["numbers"])) == {0.0, 1.0}
+
+
 @LOADERS
 def test_an_epoch_shows_every_example_once(module):
     batches, _ = take(module, mixed(), 5)

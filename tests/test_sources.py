@@ -15,15 +15,17 @@ import pytest
 import sets
 from PIL import Image
 
-from jaxface import spec
+from jaxface import spec, types
 from jaxface.data import host, ops, prepared, sources, stream
 from jaxface.data.sources import (
     array_record,
+    at_least,
     enrolled,
     folder,
     lists,
     lmdb_records,
     mislabelled,
+    mix,
     parquet,
     recordio,
     synthetic,
@@ -53,6 +55,17 @@ def write_list(tmp_path, *names):
     path = tmp_path / "far.json"
     path.write_text(json.dumps([{"name": str(tmp_path / name)} for name in names]))
     return path
+
+
+class Silent:
+    """Another source, which does not tell its labels."""
+
+    def __init__(self, base):
+        self.color, self.num_classes = base.color, base.num_classes
+        self.read, self.name, self.n = base.read, base.name, len(base)
+
+    def __len__(self):
+        return self.n
 
 
 def folder_source(tmp_path):
@@ -104,6 +117,11 @@ def parquet_source(tmp_path):
     return parquet.Source(tmp_path)
 
 
+def folder_of_two_and_three(tmp_path):
+    write(tmp_path, "ac", images=2)
+    return folder.Source(write(tmp_path, "bd"))
+
+
 # How to make a small one of each; a new source has its line here.
 MAKE = {
     "folder": folder_source,
@@ -127,6 +145,15 @@ MAKE = {
         sets.write_set(tmp_path / "rec", sets.insightface(PICTURES))
     ),
     "tfrecord": lambda tmp_path: tfrecord.Source(write_shards(tmp_path)),
+    "at_least": lambda tmp_path: at_least.Source(
+        folder_of_two_and_three(tmp_path), images=3
+    ),
+    "mix": lambda tmp_path: mix.Source(
+        sets=(
+            "synthetic(identities=2, per_identity=2, size=24)",
+            "synthetic(identities=3, per_identity=3, size=24, start=5)|at_least(2)",
+        )
+    ),
     "synthetic": lambda tmp_path: synthetic.Source(
         identities=4, per_identity=3, size=24
     ),
@@ -382,6 +409,43 @@ def test_without_leaves_out_what_the_list_names(tmp_path):
     for i, name in enumerate(left):
         assert kept.read(i) == base.read(names.index(name))
     assert (kept.classes, kept.num_classes) == (base.classes, 4)
+
+
+def test_without_tells_labels_where_its_base_does(tmp_path):
+    base = folder_source(tmp_path)
+    kept = without.Source(base, path=write_list(tmp_path, "people/b/1.png"))
+    assert kept.labels.tolist() == [kept.read(i)[1] for i in range(len(kept))]
+    listed = write_list(tmp_path, "people/b/1.png")
+    assert not isinstance(without.Source(Silent(base), path=listed), types.Labelled)
+    with pytest.raises(ValueError, match="at_least needs the label of every image"):
+        at_least.Source(Silent(base), images=1)
+
+
+def test_at_least_drops_people_and_never_an_image_of_the_rest(tmp_path):
+    base = folder_of_two_and_three(tmp_path)
+    kept = at_least.Source(base, images=3)
+    assert (kept.classes, kept.num_classes, kept.dropped) == (["b", "d"], 2, (2, 4))
+    wanted = [i for i in range(len(base)) if base.read(i)[1] in (1, 3)]
+    assert [kept.name(i) for i in range(len(kept))] == [base.name(i) for i in wanted]
+    assert [kept.read(i)[1] for i in range(len(kept))] == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="nobody has 4 images, the most are 3"):
+        at_least.Source(base, images=4)
+
+
+def test_a_mix_is_its_sets_one_after_the_other(tmp_path):
+    write(tmp_path / "x", "ab")
+    write(tmp_path / "y", "bc", images=2)
+    lines = [f"folder(path='{tmp_path}/{k}')" for k in "xy"]
+    both, parts = mix.Source(lines), [folder.Source(tmp_path / k) for k in "xy"]
+    assert (both.starts.tolist(), both.num_classes) == ([0, 6, 10], 4)
+    assert both.classes == ["0/a", "0/b", "1/b", "1/c"]
+    assert [both.read(i) for i in range(6)] == [parts[0].read(i) for i in range(6)]
+    theirs = [parts[1].read(i) for i in range(4)]
+    assert [both.read(i + 6) for i in range(4)] == [(x, y + 2) for x, y in theirs]
+    with pytest.raises(ValueError, match="two or more different lines"):
+        mix.Source([lines[0], lines[0]])
+    with pytest.raises(KeyError, match="source 'foldr' unknown"):
+        mix.Source([lines[0], "foldr(path='y')"])
 
 
 def test_without_refuses_a_list_of_another_source(tmp_path):

@@ -56,30 +56,30 @@ class Loader:
 
     def __iter__(self) -> Iterator[types.Batch]:
         steps = map(self._submit, itertools.count(self._start))
-        for positions, examples in _ahead(steps, count=self._prefetch):
+        for positions, numbers, examples in _ahead(steps, count=self._prefetch):
             images, labels, read = zip(*(e.result() for e in examples), strict=True)
-            yield {
-                "image": _stack(images),
-                "label": np.array(labels, np.int32),
-                "example": np.array(read, np.uint32),
-                "position": positions.astype(np.uint32),  # modulo 2**32: a key
-            }
+            facts = self._stream.facts(positions, labels, read, numbers)
+            yield {"image": _stack(images), **facts}
 
     def close(self) -> None:
         """End the threads; iterating afterwards is an error."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _submit(self, step: int) -> tuple[np.ndarray, list[futures.Future[Any]]]:
+    def _submit(self, step: int) -> tuple[Any, Any, list[futures.Future[Any]]]:
         positions, examples, numbers = self._stream.plan(step)
-        return positions, [
-            self._pool.submit(
-                self._stream.read,
-                int(p),
-                int(e),
-                functools.partial(self._stream.pipeline.numpy, numbers=z),
-            )
-            for p, e, z in zip(positions, examples, numbers, strict=True)
-        ]
+        return (
+            positions,
+            numbers,
+            [
+                self._pool.submit(
+                    self._stream.read,
+                    int(p),
+                    int(e),
+                    functools.partial(self._stream.pipeline.numpy, numbers=z),
+                )
+                for p, e, z in zip(positions, examples, numbers, strict=True)
+            ],
+        )
 
 
 def batches_once(

@@ -1,11 +1,15 @@
 """A preprocessing line once parsed: its ops, and the numbers they are handed.
 
 The law: an example's pixels depend on its record and its numbers, and these on (seed,
-position) alone. Numbers are drawn here, in NumPy, for both loaders.
+position) alone. Numbers are drawn here, in NumPy, for both loaders. How a line ends
+can be done to a whole batch where it is trained on, which leaves the processor that
+decodes a quarter of the bytes to write:
 
     line = ops.parse("decode|resize(112)|flip|normalize")
     numbers = line.numbers(positions, seed=0)             # [B, m]
     image = line.numpy(encoded, numbers[0])               # [112, 112, 3] float32
+    first, rest = line.split()                # decode|resize(112) and flip|normalize
+    rest.batch(jnp, pixels, numbers[:, first.width :])    # [B, 112, 112, 3] float32
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -30,6 +34,8 @@ class Op:
     Attributes:
         numpy: (image, numbers [m]) -> image.
         tensorflow: (tf, image, numbers [m]) -> image, in a graph.
+        batch: (numpy or jax.numpy, images [B, H, W, 3], numbers [B, m]) -> images, of
+            an op that accelerators do as well; its numbers are exact in float32.
         draws: how many uniform numbers an example needs.
         law: uniforms [B, draws] in [0, 1) -> the bodies' numbers [B, m].
         size: (H, W) of the output, where it does not depend on the input's.
@@ -40,6 +46,7 @@ class Op:
 
     numpy: Callable[[Any, np.ndarray], np.ndarray]
     tensorflow: Callable[[Any, Any, Any], Any]
+    batch: Callable[[Any, Any, Any], Any] | None = None
     draws: int = 0
     law: Callable[[np.ndarray], np.ndarray] = lambda u: u
     size: tuple[int, int] | None = None
@@ -109,23 +116,44 @@ class Pipeline:
             image = op.numpy(image, numbers[part])
         return image
 
+    def split(self) -> tuple[Pipeline, Pipeline]:
+        """Return (what is done to each image, what may be left to `batch`)."""
+        k = len(self.ops)
+        while k > 1 and self.ops[k - 1].batch:
+            k -= 1
+        return Pipeline(self.ops[:k]), Pipeline(self.ops[k:])
+
+    def batch(self, xp: Any, images: Any, numbers: Any) -> Any:
+        """Process a batch, of the second part of `split`.
+
+        Args:
+            xp: `numpy` or `jax.numpy`.
+            images: uint8 [B, H, W, 3].
+            numbers: [B, m], the last columns of the whole line's.
+        """
+        for op, part in zip(self.ops, self._parts, strict=True):
+            assert op.batch, "split keeps such ops before"
+            images = op.batch(xp, images, numbers[:, part])
+        return images
+
     def tensorflow(self, tf: Any, record: Any, numbers: Any) -> Any:
         """Process one example in a TensorFlow graph.
 
         Args:
             tf: the module, handed in so that nothing here imports it.
             record: scalar string tensor, `decode.is_plain` or from `decode.pack`.
-            numbers: [m] float64 tensor from `numbers`.
+            numbers: [m] float64 tensor from `numbers`; not read if nothing is drawn.
         """
         image = record
         for op, part in zip(self.ops, self._parts, strict=True):
-            image = op.tensorflow(tf, image, numbers[part])
+            own = numbers[part] if part.stop > part.start else ()
+            image = op.tensorflow(tf, image, own)
         return tf.ensure_shape(image, [*(self.size or (None, None)), 3])
 
     @property
     def width(self) -> int:
         """How many numbers an example's bodies are handed."""
-        return self._parts[-1].stop
+        return self._parts[-1].stop if self.ops else 0
 
     @functools.cached_property
     def _parts(self) -> list[slice]:
@@ -133,3 +161,59 @@ class Pipeline:
         widths = [op.law(np.zeros((1, op.draws))).shape[1] for op in self.ops]
         ends = itertools.accumulate(widths)
         return [slice(end - m, end) for end, m in zip(ends, widths, strict=True)]
+
+
+def joined(ops: Iterable[Op]) -> tuple[Op, ...]:
+    """Make one warp of neighbouring ones, which blurs once."""
+    out: list[Op] = []
+    for op in ops:
+        if op.warps and out and out[-1].warps:
+            first = out.pop()
+            law = functools.partial(_product, first, op)
+            op = dataclasses.replace(op, draws=first.draws + op.draws, law=law)
+        out.append(op)
+    return tuple(out)
+
+
+def _product(first: Op, then: Op, u: np.ndarray) -> np.ndarray:
+    # output -> between by `then`, between -> input by `first`
+    outer = first.law(u[:, : first.draws]).reshape(-1, 2, 3)
+    inner = then.law(u[:, first.draws :]).reshape(-1, 2, 3)
+    product = outer[:, :, :2] @ inner
+    product[:, :, 2] += outer[:, :, 2]
+    return product.reshape(-1, 6)
+
+
+def sometimes(op: Op, p: float) -> Op:
+    """Do an op that keeps sizes with probability p, else nothing."""
+    check_share("p", p)
+    if p == 1:
+        return op
+
+    def law(u: np.ndarray) -> np.ndarray:
+        return np.concatenate([u[:, :1] < p, op.law(u[:, 1:])], axis=1)
+
+    return Op(
+        lambda image, z: op.numpy(image, z[1:]) if z[0] else image,
+        lambda tf, image, z: tf.cond(
+            z[0] > 0, lambda: op.tensorflow(tf, image, z[1:]), lambda: image
+        ),
+        draws=1 + op.draws,
+        law=law,
+    )
+
+
+def saturated(tf: Any, image: Any) -> Any:
+    """Round half to even and saturate to 0 .. 255, as `resample.to_uint8`."""
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+
+def check(good: bool, message: str) -> None:
+    """Refuse an argument with a message."""
+    if not good:
+        raise ValueError(message)
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no probability."""
+    check(0 <= value <= 1, f"{name} of {value}: wanted 0 .. 1")

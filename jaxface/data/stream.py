@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -30,7 +30,7 @@ class Stream:
     """What both loaders agree on: which example stands where, and which are bad.
 
     Attributes:
-        pipeline: the preprocessing.
+        pipeline: the preprocessing that loaders carry out.
         local: examples of a step on this host.
         bad: name -> reason, of the unreadable examples met so far.
     """
@@ -46,6 +46,7 @@ class Stream:
         hosts: int = 1,
         max_bad: float = 0.01,
         order: samplers.Order | None = None,
+        split: bool = False,
     ):
         """Check that the parts fit.
 
@@ -58,6 +59,8 @@ class Stream:
             hosts: how many hosts share a batch.
             max_bad: largest share of unreadable images, 0 .. 1.
             order: of a sampler; every image once an epoch where it is None.
+            split: leave what `pipeline.split` gives second to whoever has the batch,
+                which then holds its "numbers" [b, m] float32 besides.
 
         Raises:
             ValueError: hosts that cannot share a batch, an empty source, or colours
@@ -70,6 +73,9 @@ class Stream:
         if not 0 <= max_bad <= 1:
             raise ValueError(f"max_bad is {max_bad}; wanted a share, 0 .. 1")
         self.pipeline, self.local = pipeline, batch_size // hosts
+        self._line, self._split = pipeline, split
+        if split:
+            self.pipeline, _ = pipeline.split()
         self.bad: dict[str, str] = {}
         self._source, self._seed = source, seed
         self._slice = functools.partial(
@@ -86,7 +92,23 @@ class Stream:
         """Return a step's positions [b], examples [b] and numbers [b, m]."""
         positions = self._slice(step)
         examples = self._order(positions)
-        return positions, examples, self.pipeline.numbers(positions, seed=self._seed)
+        return positions, examples, self._line.numbers(positions, seed=self._seed)
+
+    def facts(
+        self,
+        positions: np.ndarray,
+        labels: Sequence[int],
+        examples: Sequence[int],
+        numbers: np.ndarray,
+    ) -> types.Batch:
+        """Return what a batch [b] holds besides its images."""
+        rest = numbers[:, self.pipeline.width :].astype(np.float32)
+        return {
+            "label": np.array(labels, np.int32),
+            "example": np.array(examples, np.uint32),
+            "position": positions.astype(np.uint32),  # modulo 2**32: a key
+            **({"numbers": rest} if self._split else {}),
+        }
 
     def read(
         self,

@@ -13,6 +13,7 @@ again with Pillow as the judge, and the graph goes on from there.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from concurrent import futures
@@ -28,6 +29,8 @@ import tensorflow as tf
 from jaxface import types
 from jaxface.data import decode
 from jaxface.data import stream as streams
+
+Facts = dict[int, types.Batch]  # step -> its batch without the images
 
 
 class Loader:
@@ -46,16 +49,17 @@ class Loader:
             tf.config.set_visible_devices([], kind)
         self.bad = stream.bad
         self._stream, self._start, self._prefetch = stream, start_step, prefetch
+        self._workers = workers
         self._pool = futures.ThreadPoolExecutor(workers, "jaxface-reader")
         self._careful = -1  # the step whose records Pillow decodes
         self._raised: BaseException | None = None
 
     def __iter__(self) -> Iterator[types.Batch]:
         step = self._start
-        batches = iter(self._dataset(step))
+        images, facts = self._dataset(step)
         while True:
             try:
-                batch = next(batches)
+                image = np.asarray(next(images))  # no copy
             except tf.errors.OpError as error:
                 if self._raised:
                     raise self._raised from None
@@ -65,62 +69,79 @@ class Loader:
                         " a resize or a crop to the line"
                     ) from error
                 self._careful = step
-                batches = iter(self._dataset(step))
+                images, facts = self._dataset(step)
                 continue
-            yield {name: value.numpy() for name, value in batch.items()}
+            yield {"image": image, **facts.pop(step)}
             step += 1
 
     def close(self) -> None:
         """End the threads; iterating afterwards is an error."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _dataset(self, start: int) -> tf.data.Dataset:
+    def _dataset(self, start: int) -> tuple[Iterator[tf.Tensor], Facts]:
+        """Return (images [b, H, W, 3] of every step, what else is in its batch).
+
+        TensorFlow is handed nothing but what makes images: every further number
+        would be cut apart, carried along and joined again, image by image.
+        """
+        stream, facts = self._stream, Facts()
+
+        plain = tf.autograph.experimental.do_not_convert  # there is nothing to convert
+
+        @plain
         def read(step):
-            kinds = (tf.string, tf.float64, tf.int32, tf.uint32, tf.uint32)
-            record, numbers, *facts = tf.numpy_function(self._read, [step], kinds)
-            for vector in (record, *facts):
-                vector.set_shape([self._stream.local])
-            numbers.set_shape([self._stream.local, self._stream.pipeline.width + 1])
-            return record, numbers, *facts
+            kinds = (tf.string, tf.float64)
+            record, numbers = tf.numpy_function(
+                lambda step: self._read(int(step), facts), [step], kinds
+            )
+            record.set_shape([stream.local])
+            numbers.set_shape([stream.local, stream.pipeline.width + 1])
+            return record, numbers
 
-        def process(record, numbers, label, example, position):
-            image = self._stream.pipeline.tensorflow(tf, record, numbers)
-            facts = {"label": label, "example": example, "position": position}
-            return {"image": image, **facts}
+        @plain
+        def process(record, numbers):
+            return stream.pipeline.tensorflow(tf, record, numbers)
 
+        options = tf.data.Options()
+        options.threading.max_intra_op_parallelism = 1  # images are parallel already
         steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
-        return (
+        images = (
             # two at once: one may wait for files while the other's are handed on
             steps.map(read, num_parallel_calls=2, deterministic=True)
             .unbatch()
             .map(process, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .batch(self._stream.local, drop_remainder=True)
+            .batch(stream.local, drop_remainder=True)
             .prefetch(self._prefetch)
+            .with_options(options)
         )
+        return iter(images), facts
 
-    def _read(self, step: np.int64) -> tuple[np.ndarray, ...]:
-        """Read a batch: records, numbers [b, m + 1], labels, examples, positions."""
+    def _read(self, step: int, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
+        """Read a batch: records [b], numbers [b, m + 1]."""
         prepare = _pixels if step == self._careful else _record
-        positions, examples, numbers = self._stream.plan(int(step))
+        positions, examples, numbers = self._stream.plan(step)
+        share = -(-len(positions) // self._workers)  # a task for each would cost more
 
-        def read(position, example):
-            return self._stream.read(int(position), int(example), prepare)
+        def read(first: int) -> list[tuple[bytes, int, int]]:
+            return [
+                self._stream.read(int(position), int(example), prepare)
+                for position, example in zip(
+                    positions[first : first + share],
+                    examples[first : first + share],
+                    strict=True,
+                )
+            ]
 
         try:
-            records, labels, found = zip(
-                *self._pool.map(read, positions, examples), strict=True
-            )
+            parts = list(self._pool.map(read, range(0, len(positions), share)))
         except BaseException as error:
             self._raised = error  # TensorFlow would make a text of it
             raise
-        return (
-            np.array(records, object),
-            # A spare column: TensorFlow crashes on an empty array from Python.
-            np.pad(numbers, ((0, 0), (0, 1))),
-            np.array(labels, np.int32),
-            np.array(found, np.uint32),
-            positions.astype(np.uint32),
-        )
+        records, labels, found = zip(*itertools.chain(*parts), strict=True)
+        facts[step] = self._stream.facts(positions, labels, found, numbers)
+        own = numbers[:, : self._stream.pipeline.width]
+        # A spare column: TensorFlow crashes on an empty array from Python.
+        return np.array(records, object), np.pad(own, ((0, 0), (0, 1)))
 
 
 def _record(record: bytes | np.ndarray) -> bytes:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,6 +24,8 @@ class Source:
     Attributes:
         color: of the other source.
         num_classes: of the other source; a class may have lost all its images.
+        classes: the other source's names of people, where it has them.
+        labels: the other source's labels of what is left, where it tells them.
     """
 
     def __init__(self, base: types.Source, *, path: str | os.PathLike[str]):
@@ -59,13 +60,10 @@ class Source:
             raise ValueError(f"{path} leaves none of {len(base)} images")
         self._base, self._index = base, np.array(kept, np.int64)
         self.color, self.num_classes = base.color, base.num_classes
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """The other source's names of people, where it has them."""
-        if not isinstance(self._base, types.Named):
-            raise AttributeError("the source names nobody")
-        return self._base.classes
+        if isinstance(base, types.Named):
+            self.classes = base.classes
+        if isinstance(base, types.Labelled):
+            self.labels = np.asarray(base.labels)[self._index]
 
     def __len__(self) -> int:
         return len(self._index)
