@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxface import spec
 from jaxface.data import host, ops, sources, stream
-from jaxface.data.sources import enrolled, folder, synthetic, without
+from jaxface.data.sources import enrolled, folder, merged, synthetic, without
 
 
 def write(path, people, *, images=3):
@@ -38,6 +38,12 @@ def write_list(tmp_path, *names):
     return path
 
 
+def write_shared(tmp_path, *groups):
+    path = tmp_path / "shared.json"
+    path.write_text(json.dumps(groups))
+    return path
+
+
 def folder_source(tmp_path):
     return folder.Source(write(tmp_path / "people", "abcd"))
 
@@ -50,6 +56,10 @@ MAKE = {
     ),
     "without": lambda tmp_path: without.Source(
         folder_source(tmp_path), path=write_list(tmp_path, "people/b/1.png")
+    ),
+    "merged": lambda tmp_path: merged.Source(
+        {"a": folder_source(tmp_path), "b": folder_source(tmp_path / "b")},
+        shared=write_shared(tmp_path, ["b/c", "a/d"]),
     ),
     "synthetic": lambda tmp_path: synthetic.Source(
         identities=4, per_identity=3, size=24
@@ -264,6 +274,7 @@ def test_without_leaves_out_what_the_list_names(tmp_path):
     assert len(left) == len(names) - 1
     for i, name in enumerate(left):
         assert kept.read(i) == base.read(names.index(name))
+    assert kept.labels.tolist() == [kept.read(i)[1] for i in range(len(kept))]
     assert (kept.classes, kept.num_classes) == (base.classes, 4)
 
 

@@ -67,6 +67,13 @@ class Source:
             raise AttributeError("the source names nobody")
         return self._base.classes
 
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] integers, the label of every image, where the other source tells."""
+        if not isinstance(self._base, types.Labelled):
+            raise AttributeError("the source tells no labels beforehand")
+        return np.asarray(self._base.labels)[self._index]
+
     def __len__(self) -> int:
         return len(self._index)
 
