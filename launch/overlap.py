@@ -67,6 +67,12 @@ def main() -> None:
     cli.log_to_stderr()
     if bool(_SOURCE.value) == bool(_MERGE.value):
         raise ValueError("wanted --source, or --merge twice or more")
+    if _SOURCE.value and not _TEST.value and _THRESHOLD.value is None:
+        raise ValueError(
+            "within one set nobody is known to be a stranger, so no threshold can be"
+            " measured; wanted --threshold, such as one that --overlap-with or --merge"
+            " printed"
+        )
     c = experiment.saved_config(_WORKDIR.value)
     parallel.start(cpu_devices=c.mesh.cpu_devices)
     with c.unlocked():
@@ -174,12 +180,6 @@ def among(trained: Trained) -> list[list[str]]:
         threshold = chosen(largest, largest, np.arange(len(largest)), count)
     else:
         home, count = None, classes * (classes - 1) // 2
-        if _THRESHOLD.value is None:
-            raise ValueError(
-                "within one set nobody is known to be a stranger, so no threshold can"
-                " be measured; wanted --threshold, such as one that --overlap-with or"
-                " --merge printed"
-            )
         print(f"\n{classes} classes of one set")
         threshold = chosen(trained.centres, trained.e, trained.label, count)
     found = overlap.shared(trained.centres, home, threshold=threshold)
