@@ -138,7 +138,13 @@ def against(trained: Trained, test: Test, probes: np.ndarray) -> list[dict[str, 
         f"\n{classes} classes ({len(trained.e)} images) against {n} images of"
         f" {len(np.unique(test.people))} people"
     )
-    threshold = chosen(trained.centres, trained.e, trained.label, classes * n)
+    doubt = overlap.doubtful(trained.centres, trained.e, trained.label)
+    print(
+        f"{doubt.sum()} training images are nearer to another class than to their own:"
+        " left out of the strangers"
+    )
+    e, label = trained.e[~doubt], trained.label[~doubt]
+    threshold = chosen(trained.centres, e, label, classes * n)
     matches = overlap.find(trained.centres, probes, test.people, threshold=threshold)
     why: dict[int, str] = {}
     rows = []

@@ -78,6 +78,34 @@ def test_search_and_calibration_are_what_loops_find(block):
         assert s == pytest.approx(cosine(e[i], middle[j]), abs=1e-6)
 
 
+def test_wrong_labels_are_doubted_and_move_no_threshold(block):
+    rng = np.random.default_rng(4)
+    e, label = faces(rng, directions(rng, 60), images=6)
+    wrong = np.zeros(360, bool)
+    wrong[[8, 77, 200]] = True
+    told = np.where(wrong, (label + 7) % 60, label)
+    middle = overlap.class_centres(e, told, classes=60)
+    found = overlap.doubtful(middle, e, told)
+    np.testing.assert_array_equal(found, wrong)
+    given = {"comparisons": 60 * 100, "alarms": 0.1}
+    clean = overlap.class_centres(e, label, classes=60)
+    wanted = overlap.calibrate(clean, e, label, **given).threshold
+    got = overlap.calibrate(middle, e[~found], told[~found], **given).threshold
+    fooled = overlap.calibrate(middle, e, told, **given).threshold
+    assert abs(got - wanted) < 0.05 < fooled - wanted
+
+
+def test_doubt_is_about_the_rest_of_the_class(block):
+    rng = np.random.default_rng(5)
+    e, label = directions(rng, 30, 3), np.append(rng.integers(0, 6, 29), 6)
+    middle = overlap.class_centres(e, label, classes=8)
+    for i, found in enumerate(overlap.doubtful(middle, e, label)):
+        rest = (label == label[i]) & (np.arange(30) != i)
+        own = cosine(e[i], e[rest].sum(0)) if rest.any() else 1.0
+        others = [cosine(e[i], middle[c]) for c in range(7) if c != label[i]]
+        assert found == (own < max(others))
+
+
 def test_the_rate_of_strangers_holds_for_other_strangers():
     rng = np.random.default_rng(2)
     e, label = faces(rng, directions(rng, 200), images=5)

@@ -7,7 +7,8 @@ is found stands beside the number of false alarms that so many comparisons would
 The law: search is exact and its memory bounded, one block of similarities at a time.
 
     middle = class_centres(e, label, classes=C)                    # [C, D]
-    found = calibrate(middle, e, label, comparisons=C * len(probes))
+    sure = ~doubtful(middle, e, label)                             # [n]
+    found = calibrate(middle, e[sure], label[sure], comparisons=C * len(probes))
     matches = find(middle, probes, people, threshold=found.threshold)
     found.expected(C * len(probes)), len(matches)                  # alarms, matches
 """
@@ -149,6 +150,36 @@ def class_centres(e: np.ndarray, label: np.ndarray, *, classes: int) -> np.ndarr
     return out / np.maximum(length, np.float32(1e-12))
 
 
+def doubtful(centres: np.ndarray, e: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Find images that are nearer to another class than to the rest of their own.
+
+    Mostly wrong labels, whose likeness to the right class is no false alarm. Among
+    them are also the strangers that the network itself confuses, so a threshold that
+    is measured without them errs, if it errs, to the low side: say how many there are.
+
+    Args:
+        centres: [C, D], of these images, from `class_centres`.
+        e: [n, D] all the images they were made from.
+        label: [n] int, their classes.
+
+    Returns:
+        [n] bool; False for an image alone in its class, which nothing can judge.
+    """
+    label, C = _labels(label, e, len(centres)), len(centres)
+    own, nearest = np.zeros(len(e)), np.full(len(e), -1.0)
+    for i, j, block in _blocks(e, centres):
+        rows = slice(i, i + len(block))
+        mine = label[rows, None] == np.arange(j, j + block.shape[1])[None, :]
+        own[rows] += np.where(mine, block, 0.0).sum(1)
+        nearest[rows] = np.maximum(nearest[rows], np.where(mine, -1.0, block).max(1))
+    # The sum of a class's unit rows is as long as their cosines with it add up to;
+    # so the centre without one of them follows from that one's cosine.
+    size = np.bincount(label, weights=own, minlength=C)[label]
+    others = np.sqrt(np.maximum(size**2 - 2 * size * own + 1, 1e-12))
+    alone = np.bincount(label, minlength=C)[label] == 1
+    return ~alone & ((size * own - 1) / others < nearest)
+
+
 def calibrate(
     centres: np.ndarray,
     e: np.ndarray,
@@ -160,7 +191,7 @@ def calibrate(
     """Choose the lowest threshold with at most so many false alarms expected.
 
     Wrong labels among `e` make it higher: a person under two labels looks like two
-    strangers who are alike.
+    strangers who are alike. Leave out what is `doubtful`.
 
     Args:
         centres: [C, D] from `class_centres`.
