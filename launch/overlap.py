@@ -22,7 +22,7 @@ from absl import flags
 
 from jaxface import assembly, cli, embed, experiment, parallel, types
 from jaxface.data.sources import merged, pairs_txt
-from jaxface.eval import overlap
+from jaxface.eval import overlap, strangers
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Whose network compares.")
 _STEP = flags.DEFINE_string("step", "latest", "best, latest or a step's number.")
@@ -87,7 +87,7 @@ def main() -> None:
     _, variables = experiment.restore(run, _WORKDIR.value, step=_STEP.value)
     rows = run.rows(variables)
     e, label = embed.whole(rows(source))
-    centres = overlap.class_centres(e, label, classes=source.num_classes)
+    centres = strangers.class_centres(e, label, classes=source.num_classes)
     trained = Trained(source, e, label, centres)
     if test is not None:
         probes, _ = embed.whole(rows(test.images))
@@ -138,7 +138,7 @@ def against(trained: Trained, test: Test, probes: np.ndarray) -> list[dict[str, 
         f"\n{classes} classes ({len(trained.e)} images) against {n} images of"
         f" {len(np.unique(test.people))} people"
     )
-    doubt = overlap.doubtful(trained.centres, trained.e, trained.label)
+    doubt = strangers.doubtful(trained.centres, trained.e, trained.label)
     print(
         f"{doubt.sum()} training images are nearer to another class than to their own:"
         " left out of the strangers"
@@ -209,11 +209,11 @@ def chosen(
 ) -> float:
     """Return the threshold, given or measured, and print what it means."""
     if _THRESHOLD.value is None:
-        found = overlap.calibrate(
+        found = strangers.calibrate(
             centres, e, label, comparisons=comparisons, alarms=_ALARMS.value
         )
     else:
-        found = overlap.measure(centres, e, label, threshold=_THRESHOLD.value)
+        found = strangers.measure(centres, e, label, threshold=_THRESHOLD.value)
     print(
         f"threshold {found.threshold:.4f}, which {found.above} of {found.strangers}"
         f" strangers pass\n{comparisons} comparisons: {found.expected(comparisons):.2g}"

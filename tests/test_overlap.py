@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jaxface.eval import overlap
+from jaxface.eval import overlap, strangers
 
 
 def faces(rng, people, *, images, D=32, noise=0.5):
@@ -28,7 +28,7 @@ def cosine(a, b):
 @pytest.fixture(params=[4096, 7])
 def block(request, monkeypatch):
     """One block for all, or many with ragged ends."""
-    monkeypatch.setattr(overlap, "_BLOCK", request.param)
+    monkeypatch.setattr(strangers, "_BLOCK", request.param)
 
 
 def test_planted_people_are_found_and_nobody_else(block):
@@ -37,8 +37,8 @@ def test_planted_people_are_found_and_nobody_else(block):
     test[[3, 11]] = train[[25, 6]]
     e, label = faces(rng, train, images=5)
     probes, people = faces(rng, test, images=2)
-    middle = overlap.class_centres(e, label, classes=40)
-    found = overlap.calibrate(middle, e, label, comparisons=40 * 40, alarms=0.1)
+    middle = strangers.class_centres(e, label, classes=40)
+    found = strangers.calibrate(middle, e, label, comparisons=40 * 40, alarms=0.1)
     assert found.strangers == 200 * 39
     assert found.above == 0  # 7,800 strangers, of whom 0.1 in 1,600 may pass
     matches = overlap.find(middle, probes, people, threshold=found.threshold)
@@ -57,19 +57,19 @@ def test_search_and_calibration_are_what_loops_find(block):
     middle, e = directions(rng, 23, 6), directions(rng, 31, 6)
     label = rng.integers(0, 23, 31)
     middle[4] = 0.0  # a class without images
-    strangers = [
+    apart = [
         cosine(x, w) for x, own in zip(e, label, strict=True)
         for c, w in enumerate(middle) if c not in (own, 4)
     ]  # fmt: skip
     for alarms in (0.5, 1, 7):
-        found = overlap.calibrate(middle, e, label, comparisons=100, alarms=alarms)
-        allowed = int(alarms * len(strangers) / 100)
-        assert found.strangers == len(strangers)
+        found = strangers.calibrate(middle, e, label, comparisons=100, alarms=alarms)
+        allowed = int(alarms * len(apart) / 100)
+        assert found.strangers == len(apart)
         edge = found.threshold + 1e-6  # the first refused is a rounding below it
-        assert found.above == sum(s >= edge for s in strangers) == allowed
+        assert found.above == sum(s >= edge for s in apart) == allowed
         assert found.expected(100) <= alarms < found.bound(100) + 1
-    got = overlap.measure(middle, e, label, threshold=0.4)
-    assert got.above == sum(s >= 0.4 for s in strangers)
+    got = strangers.measure(middle, e, label, threshold=0.4)
+    assert got.above == sum(s >= 0.4 for s in apart)
     rows, columns, scores = overlap.above(e, middle, threshold=0.4)
     pairs = itertools.product(range(31), [c for c in range(23) if c != 4])
     wanted = {(i, j) for i, j in pairs if cosine(e[i], middle[j]) >= 0.4}
@@ -84,22 +84,22 @@ def test_wrong_labels_are_doubted_and_move_no_threshold(block):
     wrong = np.zeros(360, bool)
     wrong[[8, 77, 200]] = True
     told = np.where(wrong, (label + 7) % 60, label)
-    middle = overlap.class_centres(e, told, classes=60)
-    found = overlap.doubtful(middle, e, told)
+    middle = strangers.class_centres(e, told, classes=60)
+    found = strangers.doubtful(middle, e, told)
     np.testing.assert_array_equal(found, wrong)
     given = {"comparisons": 60 * 100, "alarms": 0.1}
-    clean = overlap.class_centres(e, label, classes=60)
-    wanted = overlap.calibrate(clean, e, label, **given).threshold
-    got = overlap.calibrate(middle, e[~found], told[~found], **given).threshold
-    fooled = overlap.calibrate(middle, e, told, **given).threshold
+    clean = strangers.class_centres(e, label, classes=60)
+    wanted = strangers.calibrate(clean, e, label, **given).threshold
+    got = strangers.calibrate(middle, e[~found], told[~found], **given).threshold
+    fooled = strangers.calibrate(middle, e, told, **given).threshold
     assert abs(got - wanted) < 0.05 < fooled - wanted
 
 
 def test_doubt_is_about_the_rest_of_the_class(block):
     rng = np.random.default_rng(5)
     e, label = directions(rng, 30, 3), np.append(rng.integers(0, 6, 29), 6)
-    middle = overlap.class_centres(e, label, classes=8)
-    for i, found in enumerate(overlap.doubtful(middle, e, label)):
+    middle = strangers.class_centres(e, label, classes=8)
+    for i, found in enumerate(strangers.doubtful(middle, e, label)):
         rest = (label == label[i]) & (np.arange(30) != i)
         own = cosine(e[i], e[rest].sum(0)) if rest.any() else 1.0
         others = [cosine(e[i], middle[c]) for c in range(7) if c != label[i]]
@@ -109,36 +109,36 @@ def test_doubt_is_about_the_rest_of_the_class(block):
 def test_the_rate_of_strangers_holds_for_other_strangers():
     rng = np.random.default_rng(2)
     e, label = faces(rng, directions(rng, 200), images=5)
-    middle = overlap.class_centres(e, label, classes=200)
+    middle = strangers.class_centres(e, label, classes=200)
     probes = directions(rng, 1000)
     given = {"comparisons": 200 * 1000, "alarms": 40.0}
-    found = overlap.calibrate(middle, e, label, **given)
+    found = strangers.calibrate(middle, e, label, **given)
     alarms = len(overlap.above(middle, probes, threshold=found.threshold)[0])
     assert 15 <= alarms <= 80  # 40 expected; they share centres, so more than sqrt(40)
 
 
 def test_numbers_by_hand():
     e = np.array([[2.0, 0], [0, 5], [0, -1], [3, 4]])
-    middle = overlap.class_centres(e, np.array([0, 0, 2, 2]), classes=4)
+    middle = strangers.class_centres(e, np.array([0, 0, 2, 2]), classes=4)
     wanted = [[1, 1], [0, 0], [0.6, -0.2], [0, 0]]
     wanted = [w / np.maximum(np.linalg.norm(w), 1e-9) for w in np.array(wanted)]
     np.testing.assert_allclose(middle, wanted, atol=1e-6)
-    found = overlap.Calibration(threshold=0.5, strangers=1000, above=2)
+    found = strangers.Calibration(threshold=0.5, strangers=1000, above=2)
     assert found.expected(5000) == 10.0
     assert 30 < found.bound(5000) < 40  # Wilson's 95 %: 0.0073
-    none = overlap.Calibration(threshold=0.5, strangers=1000, above=0)
+    none = strangers.Calibration(threshold=0.5, strangers=1000, above=0)
     assert none.expected(5000) == 0.0
     assert none.bound(5000) == pytest.approx(5000 * 3.8415 / 1003.8415, rel=1e-4)
 
 
 def test_memory_is_that_of_a_block(monkeypatch):
-    monkeypatch.setattr(overlap, "_BLOCK", 256)
+    monkeypatch.setattr(strangers, "_BLOCK", 256)
     rng = np.random.default_rng(3)
     a, b = (directions(rng, 3000, 8).astype(np.float32) for _ in range(2))
     label = np.arange(3000)
     tracemalloc.start()
     overlap.above(a, b, threshold=0.999)
-    overlap.calibrate(a, b, label, comparisons=10**6)
+    strangers.calibrate(a, b, label, comparisons=10**6)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5e6  # all similarities are 36 MB
@@ -189,14 +189,14 @@ def test_within_one_set_a_person_under_two_labels_is_found():
         (lambda e: overlap.above(e, e[:, :2], threshold=0.5), r"cannot compare \(4, 3"),
         (lambda e: overlap.above(e, e, threshold=0.0), "wanted a cosine above 0"),
         (lambda e: overlap.above(e, e * np.nan, threshold=0.5), "4 of 4 .* not finite"),
-        (lambda e: overlap.class_centres(e, [0, 1, 2, 3], classes=3), "label 3 of 3"),
-        (lambda e: overlap.class_centres(e, [0, 1], classes=3), r"wanted \[n\] >= 0"),
+        (lambda e: strangers.class_centres(e, [0, 1, 2, 3], classes=3), "label 3 of 3"),
+        (lambda e: strangers.class_centres(e, [0, 1], classes=3), r"wanted \[n\] >= 0"),
         (
-            lambda e: overlap.calibrate(e[:1], e, [0] * 4, comparisons=9),
+            lambda e: strangers.calibrate(e[:1], e, [0] * 4, comparisons=9),
             "nobody to compare with",
         ),
         (
-            lambda e: overlap.calibrate(e, e, range(4), comparisons=2, alarms=2),
+            lambda e: strangers.calibrate(e, e, range(4), comparisons=2, alarms=2),
             "a match for everybody",
         ),
         (lambda e: overlap.find(e, e, [0], threshold=0.5), r"people \(1,\) of 4"),
