@@ -325,7 +325,12 @@ class Run:
 
     def embedder(self, variables: Any) -> Embed:
         """Make the function from a source to its embeddings, in order."""
-        return embed.make_embed(
+        rows = self.rows(variables)
+        return lambda source: embed.whole(rows(source))[0]
+
+    def rows(self, variables: Any) -> Callable[[Source], Iterator[embed.Rows]]:
+        """Make the function from a source to its (embeddings, labels), by batch."""
+        return embed.make_rows(
             self.forward,
             variables,
             mesh=self.mesh,

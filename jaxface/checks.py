@@ -135,15 +135,15 @@ def _check_sampling(run: Run) -> None:
 
 
 def _check_pairs(run: Run) -> None:
-    """Warn where a loss over pairs would seldom see two images of one person."""
-    if not any(isinstance(part, metric.Loss) for part in joint.parts(run.loss)):
-        return
-    parts = run.config.train.microbatches
-    if parts > 1:
+    """Refuse pairs cut apart; warn where few are of one person and need to be."""
+    losses, parts = joint.parts(run.loss), run.config.train.microbatches
+    if parts > 1 and any(getattr(loss, "pairs", False) for loss in losses):
         raise ValueError(
             f"train.microbatches is {parts}, and a loss over pairs would see only those"
             " within a part; wanted 1"
         )
+    if not any(isinstance(loss, metric.Loss) for loss in losses):
+        return
     order = run.order(index.positions(0, batch_size=run.config.data.batch_size))
     if not isinstance(run.source, types.Labelled):
         logging.warning("loss over pairs: whether a batch has any is not known")

@@ -40,7 +40,7 @@ def base() -> ml_collections.ConfigDict:
     c.data.eval_ops = "decode|resize(112)|normalize"  # and in evaluation
     # Which images meet in a batch, of data.samplers: "uniform"; "pk(k=4)": k images of
     # each of batch_size / k people; "balanced": all people equally often;
-    # "mixed(weights=(3, 1))": the sets of a `mix` source by weight;
+    # "mixed(weights=(3, 1))": the sets of a `merged` source by weight;
     # "curriculum(path='scores.npy')": the easiest images first.
     c.data.sampler = "uniform"
     c.data.loader = "tfdata"  # or "host", which needs no TensorFlow

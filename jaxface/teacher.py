@@ -94,11 +94,13 @@ def _read(path: pathlib.Path, count: int) -> np.ndarray:
     found = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(found, np.ndarray):
         with found:
-            if len(found.files) != 1:
+            if len(found.files) != 1 and "embedding" not in found.files:
                 raise ValueError(
-                    f"distill.cache {path}: {found.files}; wanted one array"
+                    f"distill.cache {path}: {found.files}; wanted one array, or one"
+                    " of them called 'embedding'"
                 )
-            found = found[found.files[0]]
+            one = len(found.files) == 1
+            found = found[found.files[0] if one else "embedding"]
     if found.ndim != 2 or len(found) != count:
         raise ValueError(
             f"distill.cache {path} holds an array {found.shape}; wanted a row for each"

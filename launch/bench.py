@@ -9,7 +9,6 @@ span, an accuracy the mean over folds with its interval over people.
     python launch/bench.py --what=head --cpu_devices=2 --heads=1e5x512,1e6x512
     python launch/bench.py --what=records --records=5000000
     python launch/bench.py --what=input --source="folder(path='faces.tar')"
->>>>>>> d5-feed
 
 A benchmark is a function that gives rows; `WHAT` lists them.
 """

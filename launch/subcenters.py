@@ -19,21 +19,19 @@ import jax
 import ml_collections
 import numpy as np
 from absl import flags, logging
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxface import (
     assembly,
     checkpoint,
     cli,
     config,
+    embed,
     experiment,
     parallel,
     spec,
     subcenters,
     transfer,
 )
-from jaxface.data import host
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a run with centers > 1.")
 _STEP = flags.DEFINE_string("step", "latest", "best, latest or a step's number.")
@@ -55,7 +53,7 @@ def main() -> None:
     if centers == 1:
         raise ValueError(f"{workdir} has one centre per class; wanted centers > 1")
     step, variables = experiment.restore(run, workdir, step=_STEP.value)
-    e, label = embedded(run, variables)
+    e, label = embed.whole(run.rows(variables)(run.source))
     kernel = head(workdir, c, step)
     C = run.source.num_classes
     found = subcenters.clean(e, label, kernel[: C * centers], centers=centers)
@@ -70,19 +68,6 @@ def main() -> None:
     strays = found.counts.sum() - found.counts.max(axis=1).sum()
     logging.info("%d of %d images are nearest to a dropped centre", strays, len(e))
     logging.info("%d are beyond %g degrees: far.json", len(far), _DEGREES.value)
-
-
-def embedded(run: assembly.Run, variables: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return (embeddings [N, D], labels [N]) of the training images."""
-    where = NamedSharding(run.mesh, P(assembly.AXIS))
-    rows, labels = [], []
-    for batch in host.batches_once(
-        run.source, run.eval_pipeline, batch_size=run.config.eval.batch_size
-    ):
-        e = run.forward(variables, jax.device_put(batch["image"], where))
-        rows.append(np.asarray(e)[batch["mask"]])
-        labels.append(batch["label"][batch["mask"]])
-    return np.concatenate(rows), np.concatenate(labels)
 
 
 def head(workdir: pathlib.Path, c: ml_collections.ConfigDict, step: int) -> np.ndarray:

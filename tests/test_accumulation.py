@@ -11,7 +11,7 @@ from flax import linen as nn
 from test_step_law import B, C, D, distance, loss_with, make, run
 
 from jaxface import assembly, experiment, spec
-from jaxface.losses import binary, softmax
+from jaxface.losses import binary, memory, softmax
 from jaxface.train import optim
 from jaxface.train import step as steps
 
@@ -149,6 +149,38 @@ def test_statistics_go_from_part_to_part():
             mean = 0.9 * mean + 0.1 * y.mean(0)
         got = new.batch_stats["BatchNorm_0"]["mean"]
         np.testing.assert_allclose(got, mean, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("line", ["adaface", "curricularface"])
+def test_a_rules_averages_move_once_a_step(line):
+    loss = softmax.Loss(num_classes=C, margin=line, scale=16.0)
+    with jax.enable_x64():
+        moved = [
+            first(loss, np.random.default_rng(0), network=Plain, microbatches=m)
+            for m in (1, 2, 8)
+        ]
+    start, *_ = moved[0]
+    averages = [new.margin_state for _, _, (_, new, _) in moved]
+    for name in set(start.margin_state) - {"std"}:  # a mean of std is not the std
+        assert averages[0][name] != start.margin_state[name]
+        for got in averages[1:]:
+            np.testing.assert_allclose(got[name], averages[0][name], rtol=1e-12)
+    if line == "adaface":  # what lies between parts is lost
+        assert averages[2]["std"] < averages[0]["std"]
+
+
+def test_a_memory_counts_steps_not_parts():
+    loss = memory.Loss(num_classes=C, scale=16.0)
+    with jax.enable_x64():
+        found = [
+            first(loss, np.random.default_rng(0), network=Plain, microbatches=m)[2][1]
+            for m in (1, 4)
+        ]
+    for new in found:
+        assert new.margin_state["steps"] == 1
+        assert new.margin_state["steps"].dtype == np.int32
+    seen = [new.margin_state["head"]["seen"] for new in found]
+    np.testing.assert_array_equal(*seen)
 
 
 def test_sam_needs_no_head():

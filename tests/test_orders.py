@@ -12,7 +12,7 @@ BATCH = 24
 
 
 class Sets:
-    """Who is on each image, and where the sets of a mix begin."""
+    """Who is on each image, and where the merged sets begin."""
 
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(8), COUNTS))
     starts = np.array([0, 5, N])

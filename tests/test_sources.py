@@ -24,8 +24,8 @@ from jaxface.data.sources import (
     folder,
     lists,
     lmdb_records,
+    merged,
     mislabelled,
-    mix,
     parquet,
     recordio,
     synthetic,
@@ -66,6 +66,12 @@ class Silent:
 
     def __len__(self):
         return self.n
+
+
+def write_shared(tmp_path, *groups):
+    path = tmp_path / "shared.json"
+    path.write_text(json.dumps(groups))
+    return path
 
 
 def folder_source(tmp_path):
@@ -148,11 +154,9 @@ MAKE = {
     "at_least": lambda tmp_path: at_least.Source(
         folder_of_two_and_three(tmp_path), images=3
     ),
-    "mix": lambda tmp_path: mix.Source(
-        sets=(
-            "synthetic(identities=2, per_identity=2, size=24)",
-            "synthetic(identities=3, per_identity=3, size=24, start=5)|at_least(2)",
-        )
+    "merged": lambda tmp_path: merged.Source(
+        {"a": folder_source(tmp_path), "b": folder_source(tmp_path / "b")},
+        shared=write_shared(tmp_path, ["b/c", "a/d"]),
     ),
     "synthetic": lambda tmp_path: synthetic.Source(
         identities=4, per_identity=3, size=24
@@ -408,6 +412,7 @@ def test_without_leaves_out_what_the_list_names(tmp_path):
     assert len(left) == len(names) - 1
     for i, name in enumerate(left):
         assert kept.read(i) == base.read(names.index(name))
+    assert kept.labels.tolist() == [kept.read(i)[1] for i in range(len(kept))]
     assert (kept.classes, kept.num_classes) == (base.classes, 4)
 
 
@@ -430,22 +435,6 @@ def test_at_least_drops_people_and_never_an_image_of_the_rest(tmp_path):
     assert [kept.read(i)[1] for i in range(len(kept))] == [0, 0, 0, 1, 1, 1]
     with pytest.raises(ValueError, match="nobody has 4 images, the most are 3"):
         at_least.Source(base, images=4)
-
-
-def test_a_mix_is_its_sets_one_after_the_other(tmp_path):
-    write(tmp_path / "x", "ab")
-    write(tmp_path / "y", "bc", images=2)
-    lines = [f"folder(path='{tmp_path}/{k}')" for k in "xy"]
-    both, parts = mix.Source(lines), [folder.Source(tmp_path / k) for k in "xy"]
-    assert (both.starts.tolist(), both.num_classes) == ([0, 6, 10], 4)
-    assert both.classes == ["0/a", "0/b", "1/b", "1/c"]
-    assert [both.read(i) for i in range(6)] == [parts[0].read(i) for i in range(6)]
-    theirs = [parts[1].read(i) for i in range(4)]
-    assert [both.read(i + 6) for i in range(4)] == [(x, y + 2) for x, y in theirs]
-    with pytest.raises(ValueError, match="two or more different lines"):
-        mix.Source([lines[0], lines[0]])
-    with pytest.raises(KeyError, match="source 'foldr' unknown"):
-        mix.Source([lines[0], "foldr(path='y')"])
 
 
 def test_without_refuses_a_list_of_another_source(tmp_path):

@@ -3,11 +3,14 @@
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from conftest import ROOT
 
 from jaxface import assembly, experiment
 
@@ -109,6 +112,37 @@ def test_a_file_of_embeddings_says_what_the_network_says(own, tmp_path, suffix):
     np.testing.assert_array_equal(live["example"], read["example"])
     assert live["teacher"].shape == (16, 8)
     np.testing.assert_allclose(live["teacher"], read["teacher"], rtol=1e-3, atol=1e-4)
+
+
+def test_relations_are_not_cut_into_parts(own):
+    for line, said in (("relational", "a loss over pairs would see"), ("cosine", "")):
+        c = taught(own, f"distill.{line}(weight=1.0)", train__microbatches=2)
+        with (
+            pytest.raises(ValueError, match=said) if said else contextlib.nullcontext()
+        ):
+            assembly.build(c)
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_a_cache_reads(own, tmp_path):
+    c = experiment.saved_config(own)
+    for suffix in ("npy", "npz"):
+        path = tmp_path / f"rows.{suffix}"
+        done = subprocess.run(
+            [sys.executable, "launch/embed.py", f"--workdir={own}", f"--out={path}",
+             f"--source={c.data.source}"],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        read = first_batch(taught("", distill__cache=str(path)))
+        live = first_batch(taught(own))
+        np.testing.assert_allclose(
+            live["teacher"], read["teacher"], rtol=1e-3, atol=1e-4
+        )
+    source, found = assembly.flow(c.data.source), np.load(path)
+    assert found["label"].tolist() == source.labels.tolist()
+    assert found["name"].tolist() == [source.name(i) for i in range(len(source))]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.npy", "rows.npz"]
 
 
 def test_a_teacher_sees_its_own_colours_and_range(own):

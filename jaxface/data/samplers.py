@@ -70,26 +70,26 @@ def mixed(
     seed: int,
     weights: Sequence[int],
 ) -> Order:
-    """Draw from the sets of a `mix` source by weight: (3, 1) is three of four.
+    """Draw from the sets of a `merged` source by weight: (3, 1) is three of four.
 
     In every sum(weights) positions each set has its weight's number of them, so shares
     are kept to within one such round, in every batch; each set has epochs of its own,
     in which every image of it comes once.
 
     Args:
-        source: of `sources.mix`.
+        source: of `sources.merged`.
         batch_size: not used.
         seed: any integer.
         weights: a whole number for each set, 1 or more.
 
     Raises:
-        ValueError: the source is no mix, or weights that do not fit it.
+        ValueError: the source is of no sets, or weights that do not fit it.
     """
     starts = np.asarray(getattr(source, "starts", [0]), np.int64)
     sizes, w = np.diff(starts), np.asarray(weights)
     if not len(sizes):
         raise ValueError(
-            f"sampler mixed wants a source of several sets, as mix(sets=(...)), got"
+            "sampler mixed wants a source of several sets, as merged({...}), got"
             f" {type(source).__module__}"
         )
     if w.shape != sizes.shape or w.dtype.kind != "i" or (w < 1).any():

@@ -199,8 +199,8 @@ class OneVsAll:
         b = margin[0]["b"].astype(e.dtype)
         mine = y[:, None] == ids[None, :]  # [B, k]
         real = (ids < self.num_classes)[None, :]
-        unit_e, norm = softmax.unit(e)
-        cos = softmax.cosines(unit_e, softmax.unit(w.astype(e.dtype))[0])
+        norm = common.length(e)
+        cos = softmax.cosines(common.unit(e), common.unit(w.astype(e.dtype)))
         g = 2.0 * ((cos + 1.0) / 2.0) ** self.t - 1.0
 
         z = jnp.where(

@@ -20,7 +20,12 @@ Mean = tuple[jax.Array, jax.Array]  # (sum, count) of what one device holds
 
 def unit(x: jax.Array) -> jax.Array:
     """Return rows of length 1; a zero row stays zero, with finite slopes."""
-    return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+    return x / length(x)[..., None]
+
+
+def length(x: jax.Array) -> jax.Array:
+    """Return the lengths of rows, from 1e-12 up, with finite slopes."""
+    return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1), 1e-24))
 
 
 def exact(x: jax.Array) -> jax.Array:

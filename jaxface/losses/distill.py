@@ -52,6 +52,7 @@ class Loss:
         rule: (network, teacher) -> means that add up to the loss.
         unit: whether embeddings are brought to unit length.
         one_space: whether both must have embeddings of the same size.
+        pairs: whether it compares images with each other.
         reads: what it wants to find in the batch.
     """
 
@@ -59,6 +60,7 @@ class Loss:
     rule: _Rule | None = None
     unit: bool = True
     one_space: bool = True
+    pairs: bool = False
     reads: ClassVar[tuple[str, ...]] = ("teacher",)
 
     def __post_init__(self) -> None:
@@ -195,7 +197,7 @@ def relational(
             means["angle"] = angle * total, count
         return means
 
-    return Loss(num_classes, rule, unit=unit, one_space=False)
+    return Loss(num_classes, rule, unit=unit, one_space=False, pairs=True)
 
 
 def logits(

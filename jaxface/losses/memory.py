@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxface import parallel
-from jaxface.losses import softmax
+from jaxface.losses import common, softmax
 from jaxface.losses.rule import facts
 from jaxface.types import Batch, Metrics
 
@@ -131,7 +131,7 @@ class Loss:
     def _prototypes(
         self, w: jax.Array, state: Mapping[str, Any], fresh: jax.Array
     ) -> jax.Array:  # [k, D]
-        unit, _ = softmax.unit(w)
+        unit = common.unit(w)
         face = state["head"]["face"].astype(w.dtype)
         mixed = (1.0 - self.lam) * unit + self.lam * face
         return jnp.where(fresh[:, None], mixed, unit)
@@ -144,7 +144,7 @@ class Loss:
         later = (place[:, None] == place[None, :]) & (order[None, :] > order[:, None])
         here = (place >= 0) & (place < k) & ~later.any(-1)
         place = jnp.where(here, place, k)  # k is no row, and is dropped
-        now, (unit, _) = state["steps"] + 1, softmax.unit(e)
+        now, unit = state["steps"] + 1, common.unit(e)
         face, seen = state["head"]["face"], state["head"]["seen"]
         return {
             "steps": now,

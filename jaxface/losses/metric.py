@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,11 +62,13 @@ class Loss:
         num_classes: C; there is no array of that size.
         rule: pairs -> the means that add up to the loss, and those for the log.
         unit: whether embeddings are brought to unit length.
+        pairs: it compares images with each other.
     """
 
     num_classes: int
     rule: Callable[[_Pairs], _Terms] | None = None
     unit: bool = True
+    pairs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rule is None:

@@ -220,10 +220,10 @@ class Loss:
 
     def _logits(self, e: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return (cosines or inner products [B, k], embedding norms [B])."""
-        unit_e, norm = unit(e)
+        norm = common.length(e)
         dtype = "" if self.dtype == "float32" else self.dtype  # float64 stays too
         if facts(self.rule).unit:
-            cos = cosines(unit_e, unit(w)[0], dtype=dtype)
+            cos = cosines(common.unit(e), common.unit(w), dtype=dtype)
         else:
             cos = product(e, w, dtype=dtype)
         if self.centers == 1:
@@ -274,12 +274,6 @@ def gather(
     position = parallel.gather(batch["position"], axis)
     keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(position)
     return e, y, keys
-
-
-def unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return (unit rows, lengths [N]); a zero row stays zero, with finite slopes."""
-    norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1), 1e-24))
-    return x / norm[:, None], norm
 
 
 def cosines(unit_e: jax.Array, unit_w: jax.Array, *, dtype: str = "") -> jax.Array:

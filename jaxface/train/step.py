@@ -150,15 +150,22 @@ def make_grads(
         # Only what moves is differentiated, so the rest costs no backward pass, and
         # no sum over devices.
         moving, fixed = _split(state.trainable, frozen)
-        carried = (state.batch_stats, state.margin_state)
+        # What a loss keeps of each class goes from part to part, as BatchNorm's do; the
+        # rest of its statistics moves once a step, to the mean of what parts give.
+        rows, rest = _by_class(state.margin_state)
 
         def share(moving: Any, carried: Any, part: Batch) -> Any:
-            return share_of(_joined(moving, fixed), carried, part, step_key(state))
+            stats, rows = carried
+            total, ((stats, new), metrics) = share_of(
+                _joined(moving, fixed), (stats, {**rest, **rows}), part, step_key(state)
+            )
+            rows, moved = _by_class(new)
+            return total, ((stats, rows), (moved, metrics))
 
         pieces = accumulated(jax.value_and_grad(share, has_aux=True), microbatches)
 
         def gradient(moving: Any) -> Any:
-            (total, aux), g = pieces(moving, carried, batch)
+            (total, aux), g = pieces(moving, (state.batch_stats, rows), batch)
             # Shares sum to the mean, so replicated leaves are summed, never averaged;
             # head rows live on one device and already have their whole gradient.
             g["params"], g["margin"], total = parallel.psum(
@@ -166,7 +173,8 @@ def make_grads(
             )
             return g, total, aux
 
-        g, total, ((stats, margin_state), metrics) = gradient(moving)
+        g, total, ((stats, rows), (moved, metrics)) = gradient(moving)
+        moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, rest)
         if sam > 0:
             g, _, _ = gradient(_ascended(moving, g, rho=sam, axis=axis))
         norm = optax.tree.norm(g["params"])
@@ -177,7 +185,7 @@ def make_grads(
         # Synced statistics are equal already; local ones must become one state. The
         # mean of equal numbers is not always that number, so frozen ones are passed by.
         stats = state.batch_stats if frozen_stats else parallel.pmean(stats, axis)
-        state = state.replace(batch_stats=stats, margin_state=margin_state)
+        state = state.replace(batch_stats=stats, margin_state={**moved, **rows})
         return g, state, metrics | {"loss": total, "grad_norm": norm}
 
     return grads
@@ -188,11 +196,13 @@ def accumulated(value_and_grad: Any, parts: int) -> Any:
 
     Equal to the whole batch where examples do not meet (softmax rules, dropout).
     Statistics are handed from part to part: BatchNorm normalises by one part, and
-    moves `parts` times.
+    moves `parts` times. A margin rule's move once, to the mean of where the parts
+    would move them: AdaFace's mean and CurricularFace's t to where the whole batch
+    does, AdaFace's std to a mean of the parts' std; a part's margins go by its own.
 
     Args:
         value_and_grad: (weights, statistics, batch) -> ((mean over the batch,
-            (new statistics, metrics)), gradient).
+            (new statistics, what else is averaged, such as metrics)), gradient).
         parts: how many; example i is in part i mod `parts`, so that the parts are the
             same on any number of devices.
 
@@ -298,6 +308,12 @@ def _ascended(weights: Any, g: Any, *, rho: float, axis: parallel.Axis) -> Any:
     length = jnp.sqrt(squares + optax.tree.norm(rest, squared=True))
     factor = rho / jnp.maximum(length, 1e-12)
     return jax.tree.map(lambda w, x: w + factor * x, weights, g)
+
+
+def _by_class(statistics: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (a loss's statistics of each class, the others)."""
+    rows = {k: v for k, v in statistics.items() if k == "head"}
+    return rows, {k: v for k, v in statistics.items() if k != "head"}
 
 
 def _split(tree: Any, frozen: Callable[[str], bool]) -> tuple[Any, Any]:
