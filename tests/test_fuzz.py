@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import fuzz
+import mutations
 import pytest
 
 from jaxface import spec
@@ -51,7 +52,7 @@ def test_twenty_thousand_damaged_files_are_read_or_refused():
         assert not one["failures"], name
         total.update(one["outcomes"])
     assert total["accepted"] + total["damaged"] + total["refused"] >= 20_000
-    for mutate in fuzz.STRATA:  # each of them broke something
+    for mutate in mutations.STRATA:  # each of them broke something
         assert total[f"{mutate.__name__} refused"] > 100
     assert total["damaged"] > 100
 
@@ -77,7 +78,7 @@ def test_the_loop_sees_a_crash():
         damage("crash", inputs=1)
 
 
-@pytest.mark.parametrize("mutate", fuzz.STRATA, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("mutate", mutations.STRATA, ids=lambda m: m.__name__)
 def test_a_mutation_changes_bytes_and_is_the_seeds_alone(mutate):
     data = bytes(range(256)) + b"12 34\n"
     runs = [[mutate(random.Random(s), data) for s in range(20)] for _ in range(2)]
