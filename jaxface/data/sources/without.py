@@ -65,13 +65,6 @@ class Source:
         if isinstance(base, types.Labelled):
             self.labels = np.asarray(base.labels)[self._index]
 
-    @property
-    def labels(self) -> np.ndarray:
-        """[n] integers, the label of every image, where the other source tells."""
-        if not isinstance(self._base, types.Labelled):
-            raise AttributeError("the source tells no labels beforehand")
-        return np.asarray(self._base.labels)[self._index]
-
     def __len__(self) -> int:
         return len(self._index)
 
