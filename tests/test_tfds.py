@@ -67,7 +67,7 @@ def test_a_named_set_and_a_slice_of_its_split(tmp_path):
     write(tmp_path / "faces" / "1.0.0", label, range(9))
     part = source.Source("faces", data_dir=tmp_path, split="test[3:5]")
     assert [part.read(i) for i in range(len(part))] == [(b"3", 3), (b"4", 4)]
-    assert part.name(1) == "faces/test[3:5][1]"
+    assert part.name(1).endswith("faces-test.array_record-00000-of-00001[4]")
     with pytest.raises(ValueError, match=r"split 'train' unknown; .*known: test"):
         source.Source("faces", data_dir=tmp_path)
     with pytest.raises(ValueError, match="label feature 'whom' unknown; did you mean"):
@@ -78,7 +78,7 @@ def test_a_label_beyond_the_classes_is_an_unreadable_record(tmp_path):
     label = tfds.features.ClassLabel(num_classes=3)
     path = write(tmp_path / "set" / "1.0.0", label, [0, 7, 1])
     found = source.Source(path, split="test")
-    with pytest.raises(OSError, match=r"test\[1\]: label 7; wanted 0 \.\. 2"):
+    with pytest.raises(OSError, match=r"-00001\[1\]: label 7; wanted 0 \.\. 2"):
         found.read(1)
     with pytest.raises(ValueError, match="image 1 has label 7"):
         _ = found.labels

@@ -120,6 +120,9 @@ def read(
             f"{directory}: {len(files)} files {pattern}; its metadata counts"
             f" {len(lengths)}"
         )
+    for file, length in zip(files, lengths, strict=True):
+        if length > epath.Path(file).stat().length:  # a record takes a byte at least
+            raise ValueError(f"{info}: {length} records in {file}, which is smaller")
     classes = _classes(directory / f"{label}.labels.txt", labels[label])
     num_classes = labels[label] if classes is None else len(classes)
     more = directory / "metadata.json"
@@ -200,7 +203,9 @@ def metadata(
             f" TFDS ({type(error).__name__}: {error})"
         ) from None
     if not fits:
-        raise ValueError(f"{directory}: dataset_info.json has counts that cannot be")
+        raise ValueError(
+            f"{directory}: dataset_info.json or features.json has counts that cannot be"
+        )
     for name in _classes_named(features):
         if not name.startswith("tensorflow_datasets."):  # TFDS would import it
             raise ValueError(

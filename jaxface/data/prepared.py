@@ -222,12 +222,10 @@ def _write_shard(
     def records() -> Iterator[bytes]:
         nonlocal converted
         for i, label in chosen:
-            image = todo.source.read(i)[0]
-            if isinstance(image, np.ndarray) or not decode.is_plain(image):
-                image, converted = _png(image, todo.source.name(i)), converted + 1
-            yield serialize(
-                {"image": image, "label": label, "name": todo.source.name(i).encode()}
-            )
+            record, name = todo.source.read(i)[0], todo.source.name(i)
+            image = encoded(record, name)
+            converted += image is not record
+            yield serialize({"image": image, "label": label, "name": name.encode()})
             with lock:
                 progress(1)
 
@@ -238,8 +236,22 @@ def _write_shard(
     return converted
 
 
-def _png(record: bytes | np.ndarray, name: str) -> bytes:
-    """Return what a record shows as PNG; channels keep their order."""
+def encoded(record: bytes | np.ndarray, name: str) -> bytes:
+    """Return what stands for a record in the prepared form.
+
+    Args:
+        record: as a source reads it.
+        name: what it is called, for the message.
+
+    Returns:
+        A plain JPEG or PNG itself; of all else a PNG that shows the same pixels,
+        channels in the same order.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    if isinstance(record, bytes) and decode.is_plain(record):
+        return record
     out = io.BytesIO()
     try:
         Image.fromarray(decode.pixels(record)).save(out, "png")
@@ -275,11 +287,7 @@ def _finish(todo: _Set, directory: pathlib.Path) -> None:
     import tensorflow_datasets as tfds
 
     (directory / layout.LABELS).write_bytes(todo.labels.astype("<i4").tobytes())
-    named = todo.classes
     C = int(todo.labels.max()) + 1
-    label: Any = tfds.features.ClassLabel(
-        **({"num_classes": C} if named is None else {"names": named})
-    )
     split = tfds.core.SplitInfo(
         name="train",
         shard_lengths=[s.stop - s.start for s in todo.shards],
@@ -289,11 +297,7 @@ def _finish(todo: _Set, directory: pathlib.Path) -> None:
     )
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
-        features={
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": label,
-            "name": tfds.features.Text(),
-        },
+        features=features(C, todo.classes),
         split_infos=[split],
         version=VERSION,
         check_data=False,
@@ -301,17 +305,29 @@ def _finish(todo: _Set, directory: pathlib.Path) -> None:
     )
 
 
-def serialize(features: dict[str, bytes | int]) -> bytes:
+def features(num_classes: int, classes: Sequence[str] | None) -> dict[str, Any]:
+    """Return the features of the prepared form, as TFDS has them."""
+    import tensorflow_datasets as tfds
+
+    label = {"num_classes": num_classes} if classes is None else {"names": classes}
+    return {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(**label),
+        "name": tfds.features.Text(),
+    }
+
+
+def serialize(values: dict[str, bytes | int]) -> bytes:
     """Return a `tf.train.Example` of single values.
 
     Args:
-        features: name -> bytes or integer of 64 bits.
+        values: name -> bytes or integer of 64 bits.
 
     The layout is that of protobuf (protobuf.dev/programming-guides/encoding) and of
     tensorflow/core/example/{example,feature}.proto.
     """
     entries = []
-    for name, value in features.items():
+    for name, value in values.items():
         if isinstance(value, bytes):
             feature = _field(1, _field(1, value))  # BytesList
         else:

@@ -84,7 +84,7 @@ def _pairs(
     path: pathlib.Path, left: dict[str, str], right: dict[str, str], *, genuine: bool
 ) -> list[str]:
     """Return both sides' files, one after the other, of a list of one kind."""
-    names = []
+    names = list[str]()
     for number, row in enumerate(pairs_txt.text(path).splitlines(), start=1):
         cells = [cell.strip() for cell in row.split(",")]
         if len(cells) != 2 or cells[0] not in left or cells[1] not in right:

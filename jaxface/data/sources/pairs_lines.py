@@ -50,6 +50,7 @@ def pairs(
     """
     names, same = parse(path)
     fold = pairs_txt.dealt(same, folds, str(path))
+    people: list[str] | np.ndarray
     if person:
         people = _named(names, same, re.compile(person), path)
     else:

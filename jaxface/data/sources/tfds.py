@@ -10,19 +10,22 @@ everywhere else. TFDS 4.9.10 reads ArrayRecord at random and TFRecord as a strea
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 
 from jaxface.data import layout
 
 # What TFDS raises on metadata that was damaged.
 _REFUSED = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError,
-    RuntimeError, AssertionError,
+    RuntimeError, AssertionError, ImportError,
 )  # fmt: skip
 
 
@@ -83,12 +86,22 @@ class Source:
         only = kinds["label"] if kinds["label"] else kinds["text"]
         chosen = only[0] if not label and len(only) == 1 else label
         self._label = layout.choose(f"{name}: label feature", chosen, known)
-        # a slice of a split is for TFDS to parse; its error is no KeyError of ours
-        if split.isidentifier() and split not in builder.info.splits:
-            layout.choose(f"{name}: split", split, list(builder.info.splits))
+        if split.isidentifier():  # a slice is for TFDS to parse
+            where = f"{builder.data_dir}/dataset_info.json"
+            layout.choose(f"{where}: split", split, list(builder.info.splits))
         raw = {self._image: tfds.decode.SkipDecoding()}
-        self._data = builder.as_data_source(split, decoders=raw)
+        with _blamed(builder.data_dir):
+            self._data = builder.as_data_source(split, decoders=raw)
+            self._files = builder.info.splits[split].file_instructions
+        for file in self._files:
+            size = epath.Path(file.filename).stat().length
+            if file.examples_in_shard > size:
+                raise ValueError(
+                    f"{file.filename} has {size} bytes; dataset_info.json counts"
+                    f" {file.examples_in_shard} records there"
+                )
         self._name = f"{name}/{split}"
+        self._ends = np.cumsum([file.take for file in self._files])
         told = builder.info.metadata or {}
         self.color = color or str(told.get("color", "rgb"))
         feature = builder.info.features[self._label]
@@ -131,8 +144,10 @@ class Source:
         return row[self._image], label
 
     def name(self, i: int) -> str:
-        """Return the data set, the split and the number of image i."""
-        return f"{self._name}[{i}]"
+        """Return the file of image i and its number there."""
+        k = int(np.searchsorted(self._ends, i, side="right"))
+        file = self._files[k]
+        return f"{file.filename}[{int(i - self._ends[k]) + file.take + file.skip}]"
 
     def _row(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self):
@@ -150,21 +165,29 @@ class Source:
         return np.array(texts or found)
 
 
-def _builder(tfds: Any, name: str | os.PathLike[str], data_dir: Any) -> Any:
-    """Return the builder of a prepared data set of ArrayRecord files."""
+@contextlib.contextmanager
+def _blamed(directory: epath.PathLike) -> Iterator[None]:
+    """Say which files are to blame where TFDS stumbles over its metadata."""
     from google.protobuf import json_format
 
+    try:
+        yield
+    except (*_REFUSED, json_format.Error) as error:
+        raise ValueError(
+            f"{directory}: TFDS cannot read dataset_info.json, features.json,"
+            f" metadata.json or label.labels.txt of it: {error}"
+        ) from None
+
+
+def _builder(tfds: Any, name: str | os.PathLike[str], data_dir: Any) -> Any:
+    """Return the builder of a prepared data set of ArrayRecord files."""
     place = os.path.expanduser(os.fspath(name))
     if os.path.isdir(place) or "://" in place:
         directory = layout.find(place)
         layout.metadata(directory)
-        try:
+        with _blamed(directory):
             builder = tfds.builder_from_directory(directory)
-        except (*_REFUSED, json_format.Error) as error:
-            raise ValueError(
-                f"{directory}: TFDS cannot read dataset_info.json, features.json,"
-                f" metadata.json or label.labels.txt of it: {error}"
-            ) from None
+            _ = builder.info.metadata  # it is read when it is asked for
     else:
         where = os.path.expanduser(data_dir) or None
         try:
