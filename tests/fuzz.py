@@ -41,6 +41,7 @@ from jaxface.data.sources import (
     folder,
     lists,
     lmdb_records,
+    merged,
     pairs_bin,
     pairs_cfp,
     pairs_lines,
@@ -175,6 +176,16 @@ def make_without(root: pathlib.Path) -> None:
 def use_without(root: pathlib.Path) -> Iterator[str]:
     base = folder.Source(root, min_images=1)
     yield from everything(without.Source(base, path=root / "far.json"))
+
+
+def make_shared(root: pathlib.Path) -> None:
+    (root / "shared.json").write_text(json.dumps([["a/0", "b/1"], ["b/0", "a/1"]]))
+
+
+def use_shared(root: pathlib.Path) -> Iterator[str]:
+    few = "synthetic(identities=2, per_identity=1, size=16, start={})"
+    parts = {"a": few.format(0), "b": few.format(2)}
+    yield from everything(merged.Source(parts, shared=root / "shared.json"))
 
 
 def use_pack(root: pathlib.Path) -> Iterator[str]:
@@ -416,6 +427,7 @@ READERS = {
     ),
     "lmdb_records": Reader(make_database, use_database),
     "lmdb_records/pickle": Reader(make_pickles, use_database),
+    "merged": Reader(make_shared, use_shared, "JSON|no list of|that no set|twice"),
     "pairs_bin/4": Reader(make_pack(4), use_pack, PACK),
     "pairs_bin/0": Reader(make_pack(0), use_pack, PACK),
     "pairs_txt": Reader(make_list, use_list, r":\d+: |promises|are missing|byte \d+"),

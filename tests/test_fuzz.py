@@ -18,7 +18,7 @@ from jaxface.data import sources
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Modules that read no file of their own.
-NO_FILES = {"enrolled", "pairs_sampled", "synthetic"}
+NO_FILES = {"at_least", "enrolled", "mislabelled", "pairs_sampled", "synthetic"}
 
 
 def damage(*readers, inputs, seconds=10.0):

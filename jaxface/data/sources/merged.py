@@ -135,8 +135,8 @@ def _names(part: types.Source) -> list[str]:
 
 def _groups(path: pathlib.Path) -> list[list[str]]:
     try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:  # or no UTF-8, or far too deep
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, list) or not all(
         isinstance(group, list) and all(isinstance(name, str) for name in group)
