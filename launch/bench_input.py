@@ -34,7 +34,7 @@ from jaxface.data.sources import synthetic
 
 LINES = ("decode|flip|normalize",)
 HELD = 8192  # images that the bound and torch hold in memory
-DRAWS = 1_000_000
+DRAWS, AT_ONCE = 1_000_000, 8_000
 MEAN = STD = 127.5
 
 
@@ -299,14 +299,14 @@ def memory(
     pipeline = ops.parse(line)
 
     def draw(step: int) -> None:
-        places = index.positions(step, batch_size=batch)
+        places = index.positions(step, batch_size=AT_ONCE)
         order(places)
         pipeline.numbers(places, seed=0)
 
     batches = iter(loader)
     found = []
     for name, once, count in (
-        (f"{DRAWS:,} draws", draw, -(-DRAWS // batch)),
+        (f"{DRAWS:,} draws", draw, DRAWS // AT_ONCE),
         (f"{40 * batch:,} images", lambda _: next(batches), 40),
     ):
         for step in range(8):  # what is only made once

@@ -182,6 +182,7 @@ def test_simple_baselines_cannot_tell_rendered_people_apart(bench):
         assert 0.45 < row.value < 0.75, row
 
 
+@pytest.mark.slow
 def test_input_is_raced_against_decoding_and_torch(bench):
     pytest.importorskip("torch")
     rows = bench.bench_input.feed(
