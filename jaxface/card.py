@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 import matplotlib
 import numpy as np
-from matplotlib import figure
+from matplotlib import figure, ticker
 from PIL import Image
 
 from jaxface import types
@@ -132,9 +132,10 @@ def _figures(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _axes(title: str, *, x: str, y: str) -> tuple[figure.Figure, Any]:
     drawing = figure.Figure(figsize=(4.8, 2.8), layout="constrained", facecolor="white")
-    return drawing, drawing.subplots(
-        subplot_kw={"title": title, "xlabel": x, "ylabel": y}
-    )
+    axes = drawing.subplots(subplot_kw={"title": title, "xlabel": x, "ylabel": y})
+    for axis in (axes.xaxis, axes.yaxis):  # all are counts
+        axis.set_major_locator(ticker.MaxNLocator(integer=True))
+    return drawing, axes
 
 
 def _tile(pixels: np.ndarray) -> np.ndarray:

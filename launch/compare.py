@@ -12,12 +12,11 @@ it was stopped. The figures go to WORKDIR/compare.json.
 
 import json
 import pathlib
-import runpy
-import statistics
 import sys
 
 import jax
 import ml_collections
+import paired
 from absl import flags, logging
 
 from jaxface import assembly, cli, experiment, parallel
@@ -33,7 +32,7 @@ def main() -> None:
     """Train, evaluate, compare."""
     cli.log_to_stderr(logging.WARNING)
     workdir = pathlib.Path(_WORKDIR.value)
-    configs = plan(_CONFIG.value, variants=_ARGUMENTS.value, seeds=_SEEDS.value)
+    configs = paired.plan(_CONFIG.value, variants=_ARGUMENTS.value, seeds=_SEEDS.value)
     first = next(iter(configs.values()))
     parallel.start(cpu_devices=first.mesh.cpu_devices)
     # Seeds of a variant train with one program: compile it once.
@@ -43,31 +42,12 @@ def main() -> None:
         value = one(config, workdir / variant / seed)
         found[variant].append(value)
         print(f"{variant} seed {seed}: {_METRIC.value} {value:.4f}", flush=True)
-    rows = compare(found)
-    print(table(rows, seeds=_SEEDS.value))
+    rows = paired.compare(found)
+    print(paired.table(rows, seeds=_SEEDS.value))
     text = json.dumps(
         {"seeds": _SEEDS.value, "metric": _METRIC.value, **rows}, indent=1
     )
     experiment.write_text(workdir / "compare.json", text + "\n")
-
-
-def plan(
-    recipe: str, *, variants: list[str], seeds: list[str]
-) -> dict[tuple[str, str], ml_collections.ConfigDict]:
-    """Return the config of every (variant, seed), seed after seed.
-
-    Raises:
-        ValueError: a single variant, or arguments that the recipe does not take.
-        FileNotFoundError: no such recipe.
-    """
-    if len(variants) < 2:
-        raise ValueError("one variant has nothing to differ from; name two or more")
-    get_config = runpy.run_path(recipe)["get_config"]
-    return {
-        (variant, seed): get_config(f"{variant},seed={seed}")
-        for seed in seeds
-        for variant in variants
-    }
 
 
 def one(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> float:
@@ -81,47 +61,6 @@ def one(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> float:
     if _METRIC.value not in scalars:
         raise KeyError(f"metric {_METRIC.value!r} unknown; known: {sorted(scalars)}")
     return scalars[_METRIC.value]
-
-
-def compare(found: dict[str, list[float]]) -> dict[str, dict[str, object]]:
-    """Set variants side by side.
-
-    Args:
-        found: variant -> its metric for every seed; the first is compared with.
-
-    Returns:
-        variant -> values, their mean, and for the later ones the differences from
-        the first by seed, their mean and its standard error.
-    """
-    base = next(iter(found.values()))
-    rows: dict[str, dict[str, object]] = {}
-    for variant, values in found.items():
-        rows[variant] = {"values": values, "mean": statistics.fmean(values)}
-        if values is base:
-            continue
-        d = [v - b for v, b in zip(values, base, strict=True)]
-        error = statistics.stdev(d) / len(d) ** 0.5 if len(d) > 1 else float("nan")
-        rows[variant] |= {
-            "differences": d,
-            "difference": statistics.fmean(d),
-            "standard_error": error,
-        }
-    return rows
-
-
-def table(rows: dict[str, dict[str, object]], *, seeds: list[str]) -> str:
-    """Lay the comparison out for people."""
-    lines = [f"{'seed':<28}" + "".join(f"{s:>9}" for s in seeds) + f"{'mean':>9}"]
-    for variant, row in rows.items():
-        cells = [*row["values"], row["mean"]]
-        lines.append(f"{variant:<28}" + "".join(f"{x:9.4f}" for x in cells))
-    for variant, row in rows.items():
-        if "differences" in row:
-            cells = [*row["differences"], row["difference"]]
-            text = "".join(f"{x:+9.4f}" for x in cells)
-            lines.append(f"{variant + ' minus first':<28}{text}")
-            lines[-1] += f" +- {row['standard_error']:.4f}"
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

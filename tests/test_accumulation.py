@@ -207,6 +207,7 @@ def test_averages_worked_by_hand():
     assert (value, seen, metrics["x"], g) == (10.0, 3, 5.0, 10.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["nothing", "params/Dense_0/", "head/"])
 def test_sam_is_the_gradient_uphill(part):
     own = {"clip": 0.0, "frozen": lambda path: path.startswith(part)}

@@ -153,6 +153,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_has_no_moments(own, half):
     assert not any("conv1" in path or "layer1_0" in path for path in moments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["jit", "pmap"])
 def test_frozen_and_scaled_runs_are_the_same_on_8_devices(own, half, tmp_path, how):
     many = train(halved(own[0], mesh__devices=8, mesh__how=how), tmp_path)

@@ -119,6 +119,7 @@ def test_only_adapters_and_head_train(own, adapted):
     assert not any("/base/" in path for path in moments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["jit", "pmap"])
 def test_adapters_train_alike_on_8_devices(own, adapted, tmp_path, how):
     many = finetune.train(adapting(own, mesh__devices=8, mesh__how=how), tmp_path)

@@ -35,6 +35,8 @@ OPTIONS = [  # of the loss, over rules that meet them differently
 CASES = [(line, {}) for line in LINES] + OPTIONS
 # Other arguments change no reduction, but for the one that sorts the batch.
 SHARDED = [(line, {}) for line in [*RULES, "elastic_arc(plus=True)"]] + OPTIONS
+# One of each reduction over classes or the batch; the rest are `slow` on meshes.
+QUICK = ("softmax", "arcface", "adaface", "adacos", "curricularface")
 B, C, D, S = 16, 1000, 4, 8.0  # on 8 devices the last holds padding too
 KEY = jax.random.key(3)
 
@@ -181,7 +183,14 @@ def test_rule_is_its_oracle(case):
         near(run(line, options)[0], want)
 
 
-@pytest.mark.parametrize("case", SHARDED, ids=ids)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case[0] in QUICK else pytest.mark.slow)
+        for case in SHARDED
+    ],
+    ids=ids,
+)
 def test_dense_is_sharded_is_pmap(case):
     with jax.enable_x64(True):
         want = run(*case)

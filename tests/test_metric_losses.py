@@ -119,7 +119,7 @@ def test_equals_the_papers_loops(line):
 
 
 @every_loss
-@pytest.mark.parametrize("how", ["jit", "pmap"])
+@pytest.mark.parametrize("how", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_dense_is_jit_is_pmap(line, how):
     with jax.enable_x64():
         e, batch = drawn(7)

@@ -352,7 +352,7 @@ def trains_on_eight_devices(make, **given):
         assert dtypes(state.params) == {"float32"}
 
 
-@pytest.mark.parametrize("name", QUICK)  # the others do so in a published size
+@pytest.mark.parametrize("name", ["iresnet"])  # the others do so in a published size
 def test_small_ones_train_on_eight_devices(name):
     trains_on_eight_devices(FAMILIES[name].tiny)
 
@@ -411,7 +411,7 @@ def test_remat_changes_neither_paths_nor_values(name):
     )
 
 
-@pytest.mark.parametrize("kind", [{}, {"block": "bottleneck"}, {"squeeze": 4}])
+@pytest.mark.parametrize("kind", [{}, {"squeeze": 4}])
 def test_zero_init_makes_a_block_its_shortcut(kind):
     model, x = iresnet.tiny(zero_init=True, **kind), images(2, iresnet.tiny())
 

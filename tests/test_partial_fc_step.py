@@ -72,6 +72,7 @@ def test_one_device_is_many(rate, how, devices):
         small.close(got, small.train(loss, tx, clip=0.01))
 
 
+@pytest.mark.slow
 def test_sub_centres_travel_with_their_class():
     with jax.enable_x64(True):
         loss, tx = small.loss_of(0.02, centers=3, smoothing=0.1), small.make_tx()
@@ -81,6 +82,7 @@ def test_sub_centres_travel_with_their_class():
         small.close(small.train(loss, tx, how="jit"), want)
 
 
+@pytest.mark.slow
 def test_bfloat16_products_train_float32_rows():
     ends = {}
     for dtype in ("float32", "bfloat16"):
@@ -93,6 +95,7 @@ def test_bfloat16_products_train_float32_rows():
     assert 1e-5 < error < 0.02  # rounded, by 2^-8 and less
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_share_one_sample():
     # Examples of a softmax rule do not meet, so the parts' mean is the whole's.
     with jax.enable_x64(True):
@@ -121,6 +124,7 @@ def test_the_head_is_clipped_shard_by_shard():
         small.close(clipped.params, free.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["sgd", "adamw"])
 def test_no_second_copy_of_the_head_is_made(line):
     count = 100_000
@@ -189,6 +193,7 @@ def recipe(**changes):
     return c
 
 
+@pytest.mark.slow
 def test_a_run_is_softmax_where_the_batch_asks_for_all_classes(tmp_path):
     curves = []
     for name in ("softmax(scale=16.0)", "partial_fc(rate=0.1, scale=16.0)"):

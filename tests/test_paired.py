@@ -10,19 +10,19 @@ RECIPE = ROOT / "configs" / "noisy_labels.py"
 
 
 @pytest.fixture
-def program(monkeypatch):
+def paired(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "launch")
-    return importlib.import_module("compare")
+    return importlib.import_module("paired")
 
 
-def test_differences_are_paired_by_seed(program):
-    rows = program.compare({"a": [0.5, 0.7, 0.9], "b": [0.6, 0.7, 1.2]})
+def test_differences_are_paired_by_seed(paired):
+    rows = paired.compare({"a": [0.5, 0.7, 0.9], "b": [0.6, 0.7, 1.2]})
     assert rows["b"]["differences"] == pytest.approx([0.1, 0.0, 0.3])
     assert rows["b"]["difference"] == pytest.approx(0.4 / 3)
     # deviations -1/30, -4/30, 5/30: variance 42/900/2, of a mean of three
     assert rows["b"]["standard_error"] == pytest.approx((42 / 900 / 2 / 3) ** 0.5)
     assert rows["a"] == {"values": [0.5, 0.7, 0.9], "mean": pytest.approx(0.7)}
-    lines = program.table(rows, seeds=["0", "1", "2"]).splitlines()
+    lines = paired.table(rows, seeds=["0", "1", "2"]).splitlines()
     assert len(lines) == 4
     told = "+0.1000  +0.0000  +0.3000  +0.1333 +- 0.0882"
     assert lines[-1].endswith(told)
@@ -36,14 +36,14 @@ def test_differences_are_paired_by_seed(program):
         (["loss=arcface", "shard=1"], "wanted name=value with names loss, share, seed"),
     ],
 )
-def test_wrong_variants_are_said_before_training(program, given, words):
+def test_wrong_variants_are_said_before_training(paired, given, words):
     with pytest.raises(ValueError, match=words):
-        program.plan(str(RECIPE), variants=given, seeds=["0"])
+        paired.plan(str(RECIPE), variants=given, seeds=["0"])
 
 
-def test_a_variant_and_a_seed_make_a_config(program):
+def test_a_variant_and_a_seed_make_a_config(paired):
     variants = ["loss=arcface", "loss=centers,share=0.3"]
-    found = program.plan(str(RECIPE), variants=variants, seeds=["3", "4"])
+    found = paired.plan(str(RECIPE), variants=variants, seeds=["3", "4"])
     assert [c.seed for c in found.values()] == [3, 3, 4, 4]
     noisy = found["loss=centers,share=0.3", "4"]
     assert noisy.data.source.endswith("|mislabelled(share=0.3, seed=4)")
