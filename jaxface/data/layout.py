@@ -117,12 +117,16 @@ def read(
     lengths = splits[split]
     if len(files) != len(lengths):
         raise FileNotFoundError(
-            f"{directory}: {len(files)} files {pattern}; its metadata counts"
-            f" {len(lengths)}"
+            f"{info}: its metadata counts {len(lengths)} files {pattern}, there are"
+            f" {len(files)}"
         )
     for file, length in zip(files, lengths, strict=True):
-        if length > epath.Path(file).stat().length:  # a record takes a byte at least
-            raise ValueError(f"{info}: {length} records in {file}, which is smaller")
+        size = epath.Path(file).stat().length
+        if length > size:  # a record takes a byte at least
+            raise ValueError(
+                f"{info}: its metadata counts {length} records in {file}, which has"
+                f" {size} bytes"
+            )
     classes = _classes(directory / f"{label}.labels.txt", labels[label])
     num_classes = labels[label] if classes is None else len(classes)
     more = directory / "metadata.json"
@@ -204,7 +208,8 @@ def metadata(
         ) from None
     if not fits:
         raise ValueError(
-            f"{directory}: dataset_info.json or features.json has counts that cannot be"
+            f"{directory}: dataset_info.json or features.json has counts that cannot"
+            f" be; wanted 0 .. 2^53 records in a shard and 1 .. {_MAX_CLASSES} classes"
         )
     for name in _classes_named(features):
         if not name.startswith("tensorflow_datasets."):  # TFDS would import it

@@ -145,7 +145,7 @@ class Source:
                     )
                 self._check_size(file, metadata)
                 labels = opened.read(columns=[label]).column(label)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is no whole Parquet file: {error}") from None
         if labels.null_count or len(labels) != metadata.num_rows:
             raise ValueError(
@@ -167,7 +167,7 @@ class Source:
                 )
         if rows != metadata.num_rows:
             raise ValueError(
-                f"{file}: {rows} rows in its groups, {metadata.num_rows} in all"
+                f"{file}: {rows} rows in its row groups, {metadata.num_rows} in all"
             )
 
     def _names(self, schema: Any, label: str) -> None:
@@ -249,7 +249,12 @@ class Source:
             column = column.column(0).combine_chunks()
             if self._pa.types.is_struct(column.type):
                 column = column.field("bytes")
-        except (self._pa.ArrowException, OSError, IndexError) as error:
+        except (
+            self._pa.ArrowException,
+            OSError,
+            IndexError,
+            UnicodeDecodeError,
+        ) as error:
             raise OSError(f"{path}: row group {k}: {error}") from None
         if len(column) != self._metadata[file].row_group(k).num_rows:
             raise OSError(f"{path}: row group {k} has {len(column)} images")

@@ -94,18 +94,26 @@ class Source:
             self._data = builder.as_data_source(split, decoders=raw)
             self._files = builder.info.splits[split].file_instructions
         for file in self._files:
-            size = epath.Path(file.filename).stat().length
+            place = epath.Path(file.filename)
+            if not place.exists():
+                raise FileNotFoundError(
+                    f"{builder.data_dir}/dataset_info.json counts"
+                    f" {file.examples_in_shard} records in {file.filename}, which is"
+                    " missing; wanted the whole set"
+                )
+            size = place.stat().length
             if file.examples_in_shard > size:
                 raise ValueError(
                     f"{file.filename} has {size} bytes; dataset_info.json counts"
                     f" {file.examples_in_shard} records there"
                 )
         self._name = f"{name}/{split}"
+        self._features = f"{builder.data_dir}/features.json"
         self._ends = np.cumsum([file.take for file in self._files])
         told = builder.info.metadata or {}
         self.color = color or str(told.get("color", "rgb"))
         feature = builder.info.features[self._label]
-        self._count = getattr(feature, "num_classes", None)
+        self._count = getattr(feature, "num_classes", None) or None
         if isinstance(feature, features.Text):
             texts, labels = np.unique(self._scan(), return_inverse=True)
             self.classes = tuple(texts.tolist())
@@ -121,7 +129,7 @@ class Source:
     def labels(self) -> np.ndarray:
         """The labels [n]."""
         found = self._scan()
-        layout.check_labels(found, self._count, self._name)
+        layout.check_labels(found, self._count, self._features)
         return found.astype(np.int32)
 
     def __len__(self) -> int:
@@ -134,14 +142,20 @@ class Source:
             OSError: if the record cannot be read.
         """
         row = self._row(i)
+        image = row[self._image]
+        if not isinstance(image, bytes):
+            raise OSError(
+                f"{self.name(i)}: {self._image!r} is {type(image).__name__}; wanted the"
+                f" bytes of an image, see {self._features}"
+            )
         if "labels" in vars(self):
-            return row[self._image], int(self.labels[i])
+            return image, int(self.labels[i])
         label = int(row[self._label])
         if not 0 <= label < self.num_classes:
             raise OSError(
                 f"{self.name(i)}: label {label}; wanted 0 .. {self.num_classes - 1}"
             )
-        return row[self._image], label
+        return image, label
 
     def name(self, i: int) -> str:
         """Return the file of image i and its number there."""
