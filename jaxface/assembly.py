@@ -385,17 +385,12 @@ def flow(line: str) -> Any:
     Raises:
         KeyError: a part that neither jaxface.data.sources nor jaxface.eval has.
     """
-    value: Any = None
-    known = {name: sources for name in spec.modules(sources)}
-    known |= {name: protocols for name in spec.modules(protocols)}
-    for i, call in enumerate(spec.parse(line)):
-        if call.name not in known:
-            raise spec.unknown("source or evaluator", call.name, known)
-        kinds = ("Source", "pairs", "Evaluator")
-        make = spec.agreed(known[call.name], call, names=kinds)
-        made = spec.bind(make, call if i == 0 else call.after(value))
-        value = made()
-    return value
+    return spec.flow(
+        line,
+        (sources, protocols),
+        kind="source or evaluator",
+        names=("Source", "pairs", "Evaluator"),
+    )
 
 
 def _tfdata() -> Any:

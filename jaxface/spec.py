@@ -195,3 +195,27 @@ def bind(
         names = ", ".join(p for p in signature.parameters)
         raise ValueError(f"{call}: {error}; {call.name} takes ({names})") from None
     return functools.partial(build, *call.args, **named, **(given or {}))
+
+
+def flow(
+    line: str, packages: Iterable[ModuleType], *, kind: str, names: Iterable[str]
+) -> Any:
+    """Build what a line says, each part fed by the one before as first argument.
+
+    Args:
+        line: such as "folder(path='x')|pairs_sampled(count=600)".
+        packages: whose modules the parts name.
+        kind: the word for messages, such as "source".
+        names: the agreed names, of which each module exposes one.
+
+    Raises:
+        KeyError: a part that no package has, with the choices.
+    """
+    value: Any = None
+    known = {name: package for package in packages for name in modules(package)}
+    for i, call in enumerate(parse(line)):
+        if call.name not in known:
+            raise unknown(kind, call.name, known)
+        make = agreed(known[call.name], call, names=names)
+        value = bind(make, call if i == 0 else call.after(value))()
+    return value

@@ -60,7 +60,7 @@ class Source:
                 " {'web': \"folder(path='web')\"}"
             )
         self.parts = {
-            name: opened(part) if isinstance(part, str) else part
+            name: _opened(part) if isinstance(part, str) else part
             for name, part in sets.items()
         }
         colors = {name: part.color for name, part in self.parts.items()}
@@ -111,20 +111,8 @@ class Source:
         return list(self.parts)[k], int(i - self.starts[k])
 
 
-def opened(line: str) -> Any:
-    """Build a source from its line, each part fed by the one before.
-
-    Raises:
-        KeyError: a part that no module of `jaxface.data.sources` has.
-    """
-    value: Any = None
-    known = spec.modules(sources)
-    for i, call in enumerate(spec.parse(line)):
-        if call.name not in known:
-            raise spec.unknown("source", call.name, known)
-        make = spec.agreed(sources, call, names=("Source",))
-        value = spec.bind(make, call if i == 0 else call.after(value))()
-    return value
+def _opened(line: str) -> types.Source:
+    return spec.flow(line, [sources], kind="source", names=["Source"])
 
 
 def _names(part: types.Source) -> list[str]:
