@@ -8,34 +8,19 @@ One law: the same set gives the same bytes; nothing is fetched when the page is 
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 from PIL import Image
 
+from jaxface import page as html
 from jaxface import types
 from jaxface.data import decode
 
 _TILE, _ROW = 84, 8  # pixels of a picture on the sheet, pictures of a person
-_STYLE: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#8a8f98",
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "font.size": 9.5,
-    "grid.color": "#e6e8eb",
-    "svg.hashsalt": "jaxface",  # else element ids are random
-}
 
 
 def sheet(
@@ -85,27 +70,19 @@ def page(title: str, facts: Mapping[str, Any], pictures: np.ndarray | None) -> s
             "sizes", "dropped", "warnings", and whatever else is to be listed.
         pictures: the sheet, uint8 [H, W, 3], or None.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(html.STYLE):
         figures = list(_figures(facts))
     shown = {"images_per_identity", "dropped", "warnings", "licence"}
     if len(figures) > 1:  # as many sizes as there are photos make no table
         shown.add("sizes")
-    return (
-        jinja2.Environment(
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        .from_string(_PAGE)
-        .render(
-            title=title,
-            facts=facts,
-            figures=figures,
-            per=facts["images_per_identity"],
-            rows=dict(_flat({k: v for k, v in facts.items() if k not in shown})),
-            sheet=None if pictures is None else _jpeg(pictures),
-        )
+    return html.render(
+        _PAGE,
+        title=title,
+        facts=facts,
+        figures=figures,
+        per=facts["images_per_identity"],
+        rows=dict(_flat({k: v for k, v in facts.items() if k not in shown})),
+        sheet=None if pictures is None else html.jpeg(pictures, quality=85),
     )
 
 
@@ -119,7 +96,7 @@ def _figures(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if len(bins) > 61:
         bins = np.linspace(per.min() - 0.5, per.max() + 0.5, 61)
     axes.hist(per, bins, weights=weight, color="#0072b2", ec="white", lw=0.4)
-    yield "images per person", _svg(drawing)
+    yield "images per person", html.svg(drawing)
     side = np.array([max(map(int, k.split("x"))) for k in facts["sizes"]])
     if not np.ptp(side):
         return  # the facts say it
@@ -127,12 +104,11 @@ def _figures(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     weight = np.array(list(facts["sizes"].values()), float)
     edges = np.linspace(side.min() - 0.5, side.max() + 0.5, min(41, np.ptp(side) + 2))
     axes.hist(side, edges, weights=weight, color="#009e73", ec="white", lw=0.4)
-    yield "sizes of the images", _svg(drawing)
+    yield "sizes of the images", html.svg(drawing)
 
 
 def _axes(title: str, *, x: str, y: str) -> tuple[figure.Figure, Any]:
-    drawing = figure.Figure(figsize=(4.8, 2.8), layout="constrained", facecolor="white")
-    axes = drawing.subplots(subplot_kw={"title": title, "xlabel": x, "ylabel": y})
+    drawing, axes = html.axes_of(title, x=x, y=y, height=2.8)
     for axis in (axes.xaxis, axes.yaxis):  # all are counts
         axis.set_major_locator(ticker.MaxNLocator(integer=True))
     return drawing, axes
@@ -157,22 +133,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield f"{prefix}{key}", f"{value:,}"
         else:
             yield f"{prefix}{key}", str(value)
-
-
-def _svg(drawing: figure.Figure) -> str:
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return _data("image/svg+xml", buffer.getvalue())
-
-
-def _jpeg(image: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=85)
-    return _data("image/jpeg", buffer.getvalue())
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 _PAGE = """\

@@ -21,6 +21,7 @@ FLOORS = {
     "losses": 1,
     "parallel": 1,
     "align": 1,
+    "page": 1,
     "lora": 1,
     "subcenters": 1,
     "eval.metrics": 1,

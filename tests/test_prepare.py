@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import html.parser
 import json
 import pathlib
 import re
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+from test_report import Tags
 
 from jaxface import align, card, curate, detect, examine, prepare
 from jaxface.data import decode, prepared
@@ -231,23 +231,6 @@ def test_photos_become_faces_and_those_without_are_listed(tmp_path):
         np.testing.assert_array_equal(face, photo[10:122, 20:132])
     (lost,) = rows(tmp_path / "set" / "dropped.csv")
     assert (lost["path"], lost["reason"]) == (source.name(2), "no face")
-
-
-class Tags(html.parser.HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.seen, self.open = [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 @pytest.mark.parametrize("sheet", [0, 5])

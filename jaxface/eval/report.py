@@ -10,39 +10,18 @@ read, no clock is asked when it is written, and it is there whole or not at all.
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
-from matplotlib import figure
-from PIL import Image
 
+from jaxface import page as html
 from jaxface import types
 from jaxface.eval import metrics
 
-# Okabe, Ito 2008: told apart by the colour-blind as well
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#8a8f98",
-    "axes.grid": True,
-    "axes.prop_cycle": matplotlib.cycler(color=_COLORS),
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "font.size": 9.5,
-    "grid.color": "#e6e8eb",
-    "legend.edgecolor": "white",
-    "svg.hashsalt": "jaxface",  # else element ids are random
-}
 _WORST = 8  # pairs shown of each kind of error
 
 
@@ -72,7 +51,7 @@ def write(
         environment: versions, device, command.
     """
     images = images or {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(html.STYLE):
         curves = list(_curves(history))
         curves += _roc(results)
         sets = [
@@ -85,13 +64,8 @@ def write(
             }
             for name, result in results.items()
         ]
-    page = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).from_string(_PAGE)
-    text = page.render(
+    text = html.render(
+        _PAGE,
         title=title,
         sets=sets,
         curves=curves,
@@ -148,7 +122,7 @@ def _curves(history: Sequence[Mapping[str, float]]) -> Iterator[str]:
     ):
         if not keys:
             continue
-        page, axes = _axes(title, x="step", y="")
+        page, axes = html.axes_of(title, x="step", y="")
         for key in keys:
             step, value = _series(history, key)
             label = key.split("/")[0] if "/" in key else "training"
@@ -161,7 +135,7 @@ def _curves(history: Sequence[Mapping[str, float]]) -> Iterator[str]:
                 )
         if title == "Accuracy":
             axes.legend(loc="lower right")
-        yield _svg(page)
+        yield html.svg(page)
 
 
 def _series(
@@ -176,7 +150,7 @@ def _roc(results: Mapping[str, types.Result]) -> list[str]:
     shown = {k: r.artefacts for k, r in results.items() if "same" in r.artefacts}
     if not shown:
         return []
-    page, axes = _axes("ROC", x="false accept rate", y="true accept rate")
+    page, axes = html.axes_of("ROC", x="false accept rate", y="true accept rate")
     for name, a in shown.items():
         far, tar, _ = metrics.roc(a["scores"], a["same"])
         # the best of each FAR; between two of them nothing can be asked for: steps
@@ -185,7 +159,7 @@ def _roc(results: Mapping[str, types.Result]) -> list[str]:
         axes.step(far[best], tar[best], where="post", lw=1.6, label=label)
     axes.set(xscale="log", ylim=(0, 1.02))
     axes.legend(loc="lower right")
-    return [_svg(page)]
+    return [html.svg(page)]
 
 
 def _histogram(name: str, result: types.Result) -> str:
@@ -193,7 +167,7 @@ def _histogram(name: str, result: types.Result) -> str:
     a = result.artefacts
     if "same" not in a:
         return ""
-    page, axes = _axes(f"Scores, {name}", x="score", y="share of its kind")
+    page, axes = html.axes_of(f"Scores, {name}", x="score", y="share of its kind")
     scores, same = np.asarray(a["scores"]), np.asarray(a["same"], bool)
     bins = np.histogram_bin_edges(scores, 50)
     for label, of in (("genuine", same), ("impostor", ~same)):
@@ -206,7 +180,7 @@ def _histogram(name: str, result: types.Result) -> str:
         threshold = result.scalars["threshold"]
         axes.axvline(threshold, color="#333", lw=1.2, ls="--", label="threshold")
     axes.legend(loc="best")
-    return _svg(page)
+    return html.svg(page)
 
 
 def _worst(
@@ -229,8 +203,8 @@ def _worst(
                 "count": len(found),
                 "pairs": [
                     {
-                        "left": _jpeg(image(int(a["left"][i]))),
-                        "right": _jpeg(image(int(a["right"][i]))),
+                        "left": html.jpeg(image(int(a["left"][i])), quality=90),
+                        "right": html.jpeg(image(int(a["right"][i])), quality=90),
                         "score": f"{scores[i]:.3f}",
                     }
                     for i in worst
@@ -246,27 +220,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)
-
-
-def _axes(title: str, *, x: str, y: str) -> tuple[figure.Figure, Any]:
-    page = figure.Figure(figsize=(4.8, 3.2), layout="constrained", facecolor="white")
-    return page, page.subplots(subplot_kw={"title": title, "xlabel": x, "ylabel": y})
-
-
-def _svg(page: figure.Figure) -> str:
-    buffer = io.BytesIO()
-    page.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return _data("image/svg+xml", buffer.getvalue())
-
-
-def _jpeg(image: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=90)
-    return _data("image/jpeg", buffer.getvalue())
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 _PAGE = """\
