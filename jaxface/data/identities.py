@@ -13,6 +13,10 @@ import hashlib
 import os
 from collections.abc import Mapping
 
+import numpy as np
+
+from jaxface import types
+
 PARTS = ("all", "train", "validation")
 
 
@@ -69,3 +73,22 @@ def check_counts(
             f" {', '.join(short[:5])}{', ...' if len(short) > 5 else ''}; add images,"
             f" remove them, or accept them with min_images=1"
         )
+
+
+def labels_of(source: types.Source, who: str, *, instead: str = "") -> np.ndarray:
+    """Return the labels [n] that a source tells without being read.
+
+    Args:
+        source: the images.
+        who: what needs them, for the message.
+        instead: what else the user may do.
+
+    Raises:
+        ValueError: the source does not tell them.
+    """
+    if not isinstance(source, types.Labelled):
+        raise ValueError(
+            f"{who} needs the label of every image beforehand, and"
+            f" {type(source).__module__} has no `labels`{instead}"
+        )
+    return np.asarray(source.labels)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.data import index
+from jaxface.data import identities, index
 
 Order = Callable[[np.ndarray], np.ndarray]
 
@@ -242,12 +242,9 @@ def _people(
 
     People without images are left out. Costs 8 bytes for each image of the set.
     """
-    if not isinstance(source, types.Labelled):
-        raise ValueError(
-            f"sampler {sampler} needs the label of every image beforehand, and"
-            f" {type(source).__module__} has no `labels`; set data.sampler = 'uniform'"
-        )
-    labels = np.asarray(source.labels)
+    labels = identities.labels_of(
+        source, f"sampler {sampler}", instead="; set data.sampler = 'uniform'"
+    )
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     return np.argsort(labels, kind="stable"), np.cumsum(counts) - counts, counts

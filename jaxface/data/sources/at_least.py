@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
+from jaxface.data import identities
 
 
 class Source:
@@ -36,12 +37,7 @@ class Source:
         Raises:
             ValueError: `base` does not tell labels, or nobody is left.
         """
-        if not isinstance(base, types.Labelled):
-            raise ValueError(
-                f"at_least needs the label of every image beforehand, and"
-                f" {type(base).__module__} has no `labels`"
-            )
-        labels = np.asarray(base.labels)
+        labels = identities.labels_of(base, "at_least")
         counts = np.bincount(labels, minlength=base.num_classes)
         stays = counts >= images
         if not stays.any():

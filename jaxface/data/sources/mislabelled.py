@@ -14,7 +14,7 @@ import functools
 import numpy as np
 
 from jaxface import types
-from jaxface.data import index
+from jaxface.data import identities, index
 
 _CHOSEN, _OTHER = 0xBAD0, 0xBAD1  # salts
 
@@ -41,18 +41,14 @@ class Source:
             ValueError: a share out of range, fewer than two classes, or a source
                 that does not tell its labels.
         """
-        if not isinstance(base, types.Labelled):
-            raise ValueError(
-                f"mislabelled needs the label of every image beforehand, and"
-                f" {type(base).__module__} has no `labels`"
-            )
+        labels = identities.labels_of(base, "mislabelled")
         if not 0 <= share <= 1:
             raise ValueError(f"share is {share}; wanted 0 .. 1")
         if base.num_classes < 2:
             raise ValueError("one class: there is no other label; wanted two or more")
         self._base = base
         self.color, self.num_classes = base.color, base.num_classes
-        self.truth = np.asarray(base.labels, np.int32)
+        self.truth = labels.astype(np.int32)
         n = len(self.truth)
         draw = functools.partial(index.uniform, np.arange(n), seed=seed, count=1)
         wrong = np.argsort(draw(salt=_CHOSEN)[:, 0], kind="stable")[: round(share * n)]
