@@ -33,6 +33,7 @@ from jaxface.data import host, index, ops, samplers, stream
 from jaxface.data.sources import synthetic
 
 LINES = ("decode|flip|normalize",)
+REST = 1.0  # seconds, in which any loader's threads come to wait
 HELD = 8192  # images that the bound and torch hold in memory
 DRAWS, AT_ONCE = 1_000_000, 8_000
 MEAN = STD = 127.5
@@ -122,7 +123,7 @@ def measure(
     images = assembly.flow(source) if source else Rendered()
     records = [images.read(i)[0] for i in range(min(len(images), HELD))]
     steps = -(-count // batch)
-    race = functools.partial(harness.race, unit="images/s")
+    race = functools.partial(harness.race, unit="images/s", rest=REST)
 
     swept = {  # before there are threads, for this forks
         name: _drawing(iter(loader), steps, batch)

@@ -50,6 +50,7 @@ def race(
     unit: str,
     warmup: int = 2,
     repeats: int = 7,
+    rest: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
     """Time candidates in turn, round after round.
@@ -59,6 +60,8 @@ def race(
         unit: what an item a second is called, such as "images/s".
         warmup: rounds not counted.
         repeats: rounds counted.
+        rest: seconds before each turn, in which those who work ahead fill their
+            store; else they would do so in the next one's time.
         clock: seconds.
 
     Returns:
@@ -67,6 +70,7 @@ def race(
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeats):
         for name, candidate in candidates.items():
+            time.sleep(rest)
             candidate.before()
             start = clock()
             jax.block_until_ready(candidate.run())

@@ -309,6 +309,35 @@ def test_damage_gives_pixels_or_unreadable_and_nothing_else(kind):
             assert decode.pixels(damaged.tobytes()).dtype == np.uint8
 
 
+def judged(data, **out):
+    try:
+        return decode.pixels(data, **out)
+    except decode.UnreadableError:
+        return None
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_pillow_agrees_with_the_fast_decoder_on_whole_and_damaged_jpeg(
+    options, monkeypatch
+):
+    rng, fast = np.random.default_rng(0), decode.simplejpeg
+    data = encoded(picture(), "JPEG", quality=90, **options)
+    out, reached = np.empty_like(picture()), 0
+    for k in range(150):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        places = rng.integers(len(data), size=k % 4)
+        damaged[places] = rng.integers(256, size=k % 4)
+        record = damaged.tobytes()
+        ours = judged(record, out=out)
+        reached += ours is out
+        monkeypatch.setattr(decode, "simplejpeg", None)
+        theirs = judged(record)
+        monkeypatch.setattr(decode, "simplejpeg", fast)
+        assert (ours is None) == (theirs is None)
+        np.testing.assert_array_equal(ours, theirs)
+    assert reached > 50
+
+
 def test_a_source_must_give_uint8_colour():
     with pytest.raises(ValueError, match="wanted uint8"):
         decode.pixels(np.zeros((4, 4), np.uint8))

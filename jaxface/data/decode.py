@@ -1,9 +1,10 @@
 """Encoded images to pixels, one meaning for every loader.
 
 The law: Pillow is the authority on what an image shows and whether it is readable.
-`is_plain` knows, from the header alone, the files that TensorFlow's parallel C++
-decodes to the same pixels; everything else (palette, CMYK, 16 bits, alpha, WebP,
-GIF, TIFF, turned by EXIF, cut short) is decoded here and handed on as raw pixels.
+`is_plain` knows, from the header alone, the files that libjpeg-turbo and TensorFlow's
+parallel C++ decode to the same pixels; everything else (palette, CMYK, 16 bits, alpha,
+WebP, GIF, TIFF, turned by EXIF, cut short) is decoded by Pillow and handed on as raw
+pixels.
 
     pixels(open("face.jpg", "rb").read())           # uint8 [H, W, 3]
     record = data if is_plain(data) else pack(pixels(data))
@@ -17,6 +18,11 @@ import struct
 import numpy as np
 from PIL import Image, ImageOps
 
+try:
+    import simplejpeg
+except ImportError:  # where only the core is installed: the same pixels, later
+    simplejpeg = None
+
 # A packed record: this mark, height and width (little-endian int32), pixels.
 RAW = b"RAW\0"
 RAW_HEADER = 12
@@ -25,6 +31,7 @@ _MAX_PIXELS = 100_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 _ORIENTATION = 0x0112
+_JPEG = b"\xff\xd8"
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Huffman coded
 _JPEG_SCAN, _JPEG_APP1 = 0xDA, 0xE1
 
@@ -46,16 +53,18 @@ class UnreadableError(ValueError):
     """An example that cannot be read: missing, truncated or not an image."""
 
 
-def pixels(record: bytes | np.ndarray) -> np.ndarray:
+def pixels(record: bytes | np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Return the pixels of a record.
 
     Args:
         record: an encoded image of any size and mode, or uint8 [H, W, 3], which is
             returned as it is. Alpha is dropped, 16-bit grey keeps its high byte,
             an animation gives its first frame, EXIF orientation is applied.
+        out: uint8 [H, W, 3] that may be decoded into, which spares a copy; whatever is
+            returned, its contents are lost.
 
     Returns:
-        uint8 [H, W, 3].
+        uint8 [H, W, 3]; `out` itself if that is where the pixels are.
 
     Raises:
         UnreadableError: if the bytes are not an image, or not a whole one.
@@ -69,6 +78,12 @@ def pixels(record: bytes | np.ndarray) -> np.ndarray:
         return record
     if not record:
         raise UnreadableError("empty file")
+    if simplejpeg and record.startswith(_JPEG) and is_plain(record):
+        try:
+            image = simplejpeg.decode_jpeg(record, buffer=out)
+            return out if out is not None and image.shape == out.shape else image
+        except ValueError:
+            pass  # even a warning: Pillow is the judge
     try:
         with Image.open(io.BytesIO(record)) as image:
             if image.width * image.height > _MAX_PIXELS:
@@ -107,7 +122,7 @@ def is_plain(data: bytes) -> bool:
     so damage within may remain.
     """
     try:
-        if data.startswith(b"\xff\xd8"):
+        if data.startswith(_JPEG):
             return data.endswith(b"\xff\xd9") and _is_plain_jpeg(data)
         if data.startswith(_PNG):
             return data.endswith(_PNG_END) and _is_plain_png(data)
@@ -118,15 +133,14 @@ def is_plain(data: bytes) -> bool:
 
 def _is_plain_jpeg(data: bytes) -> bool:
     at, plain = 2, False
-    while data[at] == 0xFF and data[at + 1] != _JPEG_SCAN:
-        marker, size = struct.unpack_from(">BH", data, at + 1)
+    while data[at] == 0xFF and (marker := data[at + 1]) != _JPEG_SCAN:
         if marker in _JPEG_FRAMES:
             depth, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
             plain = depth == 8 and channels in (1, 3)
             plain = plain and 0 < height * width <= _MAX_PIXELS
-        if marker == _JPEG_APP1 and _is_turned(data):  # EXIF or XMP
+        elif marker == _JPEG_APP1 and _is_turned(data):  # EXIF or XMP
             return False
-        at += 2 + size
+        at += 2 + (data[at + 2] << 8) + data[at + 3]
     return plain
 
 

@@ -11,11 +11,10 @@ loader.close()
 from __future__ import annotations
 
 import collections
-import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent import futures
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -55,31 +54,14 @@ class Loader:
         self._pool = futures.ThreadPoolExecutor(workers, "jaxface-loader")
 
     def __iter__(self) -> Iterator[types.Batch]:
-        steps = map(self._submit, itertools.count(self._start))
-        for positions, numbers, examples in _ahead(steps, count=self._prefetch):
-            images, labels, read = zip(*(e.result() for e in examples), strict=True)
-            facts = self._stream.facts(positions, labels, read, numbers)
-            yield {"image": _stack(images), **facts}
+        steps = itertools.count(self._start)
+        begun = (self._stream.begin(step, self._pool) for step in steps)
+        for finish in _ahead(begun, count=self._prefetch):
+            yield finish()
 
     def close(self) -> None:
         """End the threads; iterating afterwards is an error."""
         self._pool.shutdown(cancel_futures=True)
-
-    def _submit(self, step: int) -> tuple[Any, Any, list[futures.Future[Any]]]:
-        positions, examples, numbers = self._stream.plan(step)
-        return (
-            positions,
-            numbers,
-            [
-                self._pool.submit(
-                    self._stream.read,
-                    int(p),
-                    int(e),
-                    functools.partial(self._stream.pipeline.numpy, numbers=z),
-                )
-                for p, e, z in zip(positions, examples, numbers, strict=True)
-            ],
-        )
 
 
 def batches_once(

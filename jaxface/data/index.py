@@ -146,24 +146,24 @@ def _permuted(
     keys = np.broadcast_to(keys, value.shape)
     # Their length; of fewer than 6 bits a network favours some orders.
     bits = np.maximum(6, np.frexp((n - 1).astype(float))[1]).astype(np.uint64)
+    keys = _mix(keys[None] + np.arange(_ROUNDS, dtype=np.uint64)[:, None])  # [R, B]
     walking = np.arange(len(value))
     while len(walking):
         some = value[walking]
-        value[walking] = _feistel(some, keys[walking], bits=bits[walking])
+        value[walking] = _feistel(some, keys[:, walking], bits=bits[walking])
         walking = walking[value[walking] >= n[walking]]
     return value.astype(np.int64)
 
 
 def _feistel(value: np.ndarray, keys: np.ndarray, *, bits: np.ndarray) -> np.ndarray:
-    """Permute [B] values below 2**bits; each xor of one half is undone by itself."""
+    """Permute [B] values below 2**bits by keys [R, B]; each xor undoes itself."""
     low = bits >> np.uint64(1)
     widths = bits - low, low
     masks = [(np.uint64(1) << w) - np.uint64(1) for w in widths]
     halves = [value >> low, value & masks[1]]
-    for r in range(_ROUNDS):
+    for r, key in enumerate(keys):
         mine, other = r % 2, 1 - r % 2
-        round_keys = _mix(keys + np.uint64(r))
-        halves[mine] ^= _mix(halves[other] ^ round_keys) & masks[mine]
+        halves[mine] ^= _mix(halves[other] ^ key) & masks[mine]
     return (halves[0] << low) | halves[1]
 
 

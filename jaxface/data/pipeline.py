@@ -90,6 +90,11 @@ class Pipeline:
         """How many random numbers an example needs; 0 for evaluation."""
         return sum(op.draws for op in self.ops)
 
+    @property
+    def only_decodes(self) -> bool:
+        """Whether nothing is done to an image but decoding it."""
+        return len(self.ops) == 1
+
     def numbers(self, positions: np.ndarray, *, seed: int) -> np.ndarray:
         """Draw what the bodies need at each position: [B] -> [B, m] float64."""
         u = index.uniform(positions, seed=seed, count=self.draws, salt=_SALT)

@@ -1,8 +1,9 @@
 """The same batches as `host`, by TensorFlow: the only tf.data graph.
 
 The law: batch for batch equal to `host.Loader`, pixels to a grey level. Records are
-read by one call into Python per batch and decoded and augmented in parallel C++. An
-image that only C++ finds damaged stops the graph at its batch; that batch is made
+read by one call into Python per batch and decoded and augmented in parallel C++; where
+decoding is all there is to do, that call does it, which spares cutting the batch apart.
+An image that only C++ finds damaged stops the graph at its batch; that batch is made
 again with Pillow as the judge, and the graph goes on from there.
 
     line = ops.parse("decode|resize(112)|flip|normalize")
@@ -85,8 +86,13 @@ class Loader:
         would be cut apart, carried along and joined again, image by image.
         """
         stream, facts = self._stream, Facts()
-
         plain = tf.autograph.experimental.do_not_convert  # there is nothing to convert
+
+        @plain
+        def whole(step):
+            return tf.numpy_function(
+                lambda step: self._whole(int(step), facts), [step], tf.uint8
+            )
 
         @plain
         def read(step):
@@ -104,17 +110,27 @@ class Loader:
 
         options = tf.data.Options()
         options.threading.max_intra_op_parallelism = 1  # images are parallel already
-        steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
-        images = (
-            # two at once: one may wait for files while the other's are handed on
-            steps.map(read, num_parallel_calls=2, deterministic=True)
-            .unbatch()
-            .map(process, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .batch(stream.local, drop_remainder=True)
-            .prefetch(self._prefetch)
-            .with_options(options)
-        )
-        return iter(images), facts
+        images = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
+        # two at once: one may wait for files while the other's are handed on
+        if stream.pipeline.only_decodes:
+            images = images.map(whole, num_parallel_calls=2, deterministic=True)
+        else:
+            images = (
+                images.map(read, num_parallel_calls=2, deterministic=True)
+                .unbatch()
+                .map(process, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+                .batch(stream.local, drop_remainder=True)
+            )
+        return iter(images.prefetch(self._prefetch).with_options(options)), facts
+
+    def _whole(self, step: int, facts: Facts) -> np.ndarray:
+        """Make a batch of decoded images [b, H, W, 3], for there is no more to do."""
+        try:
+            facts[step] = self._stream.begin(step, self._pool)()
+        except BaseException as error:
+            self._raised = error  # TensorFlow would make a text of it
+            raise
+        return facts[step].pop("image")
 
     def _read(self, step: int, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
         """Read a batch: records [b], numbers [b, m + 1]."""
