@@ -5,6 +5,7 @@ span, an accuracy the mean over folds with its interval over people.
 
     python launch/bench.py --what=render
     python launch/bench.py --what=step --size=112 --cpu_devices=2 --out=bench.json
+    python launch/bench.py --what=step --model=vit.t --size=112 --batch=16 --vs=torch
     python launch/bench.py --what=baselines --workdir=quickstart-run
     python launch/bench.py --what=head --cpu_devices=2 --heads=1e5x512,1e6x512
     python launch/bench.py --what=records --records=5000000
@@ -16,40 +17,29 @@ A benchmark is a function that gives rows; `WHAT` lists them.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import pathlib
 import platform
 import runpy
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import bench_head
 import bench_input
 import bench_records
+import bench_step
 import harness
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import flags, logging
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from jaxface import assembly, cli, embed, experiment, models, parallel, spec, types
+from jaxface import assembly, cli, experiment, parallel, spec, types
 from jaxface.data import host, pipeline
 from jaxface.data.sources import pairs_sampled, synthetic
-from jaxface.losses import softmax
-from jaxface.train import optim
-from jaxface.train import step as steps
 
 AXIS = "data"
 QUICKSTART = pathlib.Path(__file__).parent.parent / "configs" / "quickstart.py"
-MODELS = (
-    "iresnet(stages=(1, 1, 1, 1), widths=(32, 64, 128, 256), stem_stride=2, dim=128)",
-    "mobilefacenet.paper",
-)
 
 # Images uint8 [N, H, W, 3] -> embeddings float [N, D].
 Embedding = Callable[[np.ndarray], np.ndarray]
@@ -73,50 +63,6 @@ def render() -> list[harness.Row]:
 def _renders(size: int, count: int) -> Callable[[], object]:
     source = synthetic.Source(identities=count, per_identity=1, size=size)
     return lambda: [source.read(i) for i in range(count)]
-
-
-def step(
-    lines: Sequence[str], *, batch: int, size: int, classes: int
-) -> list[harness.Row]:
-    """Images a second of training and of evaluation, on all devices.
-
-    Args:
-        lines: models, such as "mobilefacenet.paper".
-        batch: images over all devices, and there already: no input is read.
-        size: height and width of an image in pixels.
-        classes: C of the head.
-
-    Returns:
-        For every model the seconds to compile its train step and its forward pass,
-        then the speeds of both, all raced against each other.
-
-    Raises:
-        KeyError: an unknown model.
-        ValueError: a batch that the devices cannot share evenly.
-    """
-    mesh = parallel.make_mesh(axis=AXIS)
-    if batch % mesh.size:
-        raise ValueError(f"{mesh.size} devices cannot share {batch} images evenly")
-    data = parallel.put_batch(_batch(batch, size, classes), mesh=mesh, axis=AXIS)
-    images = data["image"]
-    compiles: list[harness.Row] = []
-    candidates: dict[str, harness.Candidate] = {}
-    for line in lines:
-        call = spec.parse_one(line)
-        make = spec.module(models, call, kind="model", default="Model")
-        model = spec.bind(make, call)()
-        train, state = _train_step(model, mesh=mesh, data=data, classes=classes)
-        forward = embed.compile_forward(model.apply, mesh=mesh, axis=AXIS)
-        variables = jax.tree.map(jnp.copy, state.variables)  # training donates its own
-        train, train_row = _compiled(f"train {line}", train, state, data)
-        forward, forward_row = _compiled(f"forward {line}", forward, variables, images)
-        compiles += [train_row, forward_row]
-        passing = functools.partial(forward, variables, images)
-        candidates[f"train {line}"] = harness.Candidate(
-            _training(train, state, data), batch
-        )
-        candidates[f"forward {line}"] = harness.Candidate(passing, batch)
-    return compiles + harness.race(candidates, unit="images/s")
 
 
 def baselines(
@@ -154,60 +100,6 @@ def baselines(
         for name, results in found.items()
         for place, result in results.items()
     ]
-
-
-# --- the train step -------------------------------------------------------------------
-
-
-def _train_step(
-    model: Any, *, mesh: Mesh, data: types.Batch, classes: int
-) -> tuple[parallel.Step, steps.TrainState]:
-    """Return (the jitted step, its first state on the mesh)."""
-    loss = softmax.Loss(num_classes=classes, margin="cosface(m=0.2)", scale=24.0)
-    tx = optim.sgd(lr=lambda _: 1e-3)
-    shape = data["image"].shape[1:]
-    init = functools.partial(
-        steps.init_state, model, loss, tx, seed=0, shape=shape, num_classes=classes
-    )
-    specs = parallel.state_specs(jax.eval_shape(init), axis=AXIS)
-    state = jax.jit(init, out_shardings=parallel.shardings(specs, mesh))()
-    jitted = parallel.compile_step(
-        steps.make_grads(model, loss, axis=AXIS),
-        steps.make_update(tx),
-        specs=specs,
-        grad_specs={"params": P(), "head": P(AXIS), "margin": P()},
-        mesh=mesh,
-        axis=AXIS,
-    )
-    return jitted, state
-
-
-def _batch(batch: int, size: int, classes: int) -> types.Batch:
-    rng = np.random.default_rng(0)
-    return {
-        "image": rng.uniform(-1, 1, (batch, size, size, 3)).astype(np.float32),
-        "label": rng.integers(classes, size=batch, dtype=np.int32),
-        "position": np.arange(batch, dtype=np.uint32),
-    }
-
-
-def _compiled(name: str, jitted: Any, *args: Any) -> tuple[Program, harness.Row]:
-    """Return (the program for these arguments, seconds to trace and compile it)."""
-    begun = time.perf_counter()
-    program = jitted.lower(*args).compile()
-    seconds = time.perf_counter() - begun
-    return program, harness.Row(f"compile {name}", "s", seconds, seconds, seconds, 1)
-
-
-def _training(program: Program, state: Any, data: types.Batch) -> Program:
-    """Return a call that does the next step; each consumes the state before it."""
-
-    def run() -> steps.TrainState:
-        nonlocal state
-        state, _ = program(state, data)
-        return state
-
-    return run
 
 
 # --- simple embeddings ----------------------------------------------------------------
@@ -286,10 +178,18 @@ _WHAT = flags.DEFINE_list(
 )
 _OUT = flags.DEFINE_string("out", None, "Write the figures to this JSON file as well.")
 _CPU_DEVICES = flags.DEFINE_integer("cpu_devices", 0, "Split the CPU; 0: whole.")
-_MODEL = flags.DEFINE_multi_string("model", MODELS, "step: the networks.")
+_MODEL = flags.DEFINE_multi_string(
+    "model", list(bench_step.MODELS), "step: the networks."
+)
 _BATCH = flags.DEFINE_integer("batch", 32, "step, head, input: images.", lower_bound=1)
 _SIZE = flags.DEFINE_integer("size", 56, "step: pixels a side.", lower_bound=1)
 _CLASSES = flags.DEFINE_integer("classes", 1000, "step: of the head.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "step: what the networks compute in."
+)
+_VS = flags.DEFINE_enum(
+    "vs", None, ["torch"], "step: race PyTorch's step of the same networks as well."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "baselines: a trained run; without one, the untrained quickstart."
 )
@@ -307,13 +207,21 @@ _SOURCE = flags.DEFINE_string("source", "", "input: a line; empty: rendered face
 _CORES = flags.DEFINE_list("cores", ["1", "2"], "input: how many, each in its turn.")
 _LINES = flags.DEFINE_multi_string("line", list(bench_input.LINES), "input: its ops.")
 _IMAGES = flags.DEFINE_integer("images", 4096, "input: of a round.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 7, "input: rounds timed.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 7, "step, input: rounds timed.", lower_bound=1
+)
 
 
 WHAT: dict[str, Callable[[], list[harness.Row]]] = {
     "render": render,
-    "step": lambda: step(
-        _MODEL.value, batch=_BATCH.value, size=_SIZE.value, classes=_CLASSES.value
+    "step": lambda: bench_step.step(
+        _MODEL.value,
+        batch=_BATCH.value,
+        size=_SIZE.value,
+        classes=_CLASSES.value,
+        dtype=_DTYPE.value,
+        torch=_VS.value == "torch",
+        repeats=_REPEATS.value,
     ),
     "baselines": lambda: baselines(
         experiment.saved_config(_WORKDIR.value)

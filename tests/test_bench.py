@@ -96,30 +96,55 @@ def test_an_unknown_benchmark_lists_the_choices(bench):
 
 def test_a_model_is_compiled_trained_and_passed(bench):
     net = "iresnet(stages=(1,), widths=(4,), dim=8)"
-    rows = bench.step([net], batch=8, size=16, classes=10)
+    rows = bench.bench_step.step([net], batch=8, size=16, classes=10, repeats=1)
     assert [(row.name, row.unit) for row in rows] == [
         (f"compile train {net}", "s"),
+        (f"memory of a device, train {net}", "MB"),
         (f"compile forward {net}", "s"),
+        ("matmul", "GFLOP/s"),
         (f"train {net}", "images/s"),
         (f"forward {net}", "images/s"),
+        (f"train {net}", "of matmul"),
+        (f"forward {net}", "of matmul"),
     ]
     for row in rows:
         assert 0 < row.low <= row.value <= row.high, row
 
 
 def test_a_timed_step_goes_on_from_the_one_before(bench):
+    room = bench.bench_step
     mesh = parallel.make_mesh(axis="data")
-    data = parallel.put_batch(bench._batch(8, 16, 10), mesh=mesh, axis="data")
+    data = parallel.put_batch(room._batch(8, 16, 10), mesh=mesh, axis="data")
     net = iresnet.Model(stages=(1,), widths=(4,), dim=8)
-    program, state = bench._train_step(net, mesh=mesh, data=data, classes=10)
-    run = bench._training(program, state, data)
+    program, state = room.train_step(net, mesh=mesh, data=data, classes=10)
+    run = room.training(program, state, data)
     assert [int(run().step) for _ in range(3)] == [1, 2, 3]
     assert state.step.is_deleted()  # donated: two copies would need twice the memory
 
 
 def test_step_refuses_what_devices_cannot_share(bench):
     with pytest.raises(ValueError, match="8 devices cannot share 12 images evenly"):
-        bench.step(["iresnet"], batch=12, size=16, classes=10)
+        bench.bench_step.step(["iresnet"], batch=12, size=16, classes=10)
+
+
+def test_torch_learns_the_same_batch_in_every_eager_way(bench):
+    pytest.importorskip("torch", reason="needs pip install jaxface[peers]")
+    room = bench.bench_step.bench_torch
+    data = bench.bench_step._batch(8, 32, 10)
+    ways = room.steps("mobilefacenet.mbf", data, classes=10, m=0.2, scale=8.0, lr=0.1)
+    eager = {name: run for name, run in ways.items() if "eager" in name}
+    assert len(ways) == 2 * len(eager) >= 4
+    for run in eager.values():
+        losses = [run() for _ in range(4)]
+        assert losses[-1] < losses[0]
+
+
+def test_torch_says_which_twins_it_has(bench):
+    pytest.importorskip("torch", reason="needs pip install jaxface[peers]")
+    room = bench.bench_step.bench_torch
+    data = bench.bench_step._batch(8, 32, 10)
+    with pytest.raises(ValueError, match=r"no twin of swin\.t; it has iresnet\.r18, "):
+        room.steps("swin.t", data, classes=10, m=0.2, scale=8.0, lr=0.1)
 
 
 @pytest.mark.slow
