@@ -10,6 +10,7 @@ span, an accuracy the mean over folds with its interval over people.
     python launch/bench.py --what=head --cpu_devices=2 --heads=1e5x512,1e6x512
     python launch/bench.py --what=records --records=5000000
     python launch/bench.py --what=input --source="folder(path='faces.tar')"
+    python launch/bench.py --what=eval --galleries=3500,1000000
 
 A benchmark is a function that gives rows; `WHAT` lists them.
 """
@@ -24,6 +25,7 @@ import runpy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import bench_eval
 import bench_head
 import bench_input
 import bench_records
@@ -173,7 +175,7 @@ def pca(features: np.ndarray, *, keep: int) -> Callable[[np.ndarray], np.ndarray
 _WHAT = flags.DEFINE_list(
     "what",
     None,
-    "render, step, baselines, head, input, records.",
+    "render, step, baselines, head, input, records, eval.",
     required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Write the figures to this JSON file as well.")
@@ -210,6 +212,11 @@ _IMAGES = flags.DEFINE_integer("images", 4096, "input: of a round.", lower_bound
 _REPEATS = flags.DEFINE_integer(
     "repeats", 7, "step, input: rounds timed.", lower_bound=1
 )
+_FACES = flags.DEFINE_integer("faces", 470_000, "eval: images of all templates.")
+_TEMPLATES = flags.DEFINE_integer("templates", 23_000, "eval: pooled from them.")
+_PAIRS = flags.DEFINE_integer("pairs", 15_700_000, "eval: of templates.")
+_PROBES = flags.DEFINE_integer("probes", 20_000, "eval: searched in each gallery.")
+_GALLERIES = flags.DEFINE_list("galleries", ["3500"], "eval: rows of each gallery.")
 
 
 WHAT: dict[str, Callable[[], list[harness.Row]]] = {
@@ -237,6 +244,12 @@ WHAT: dict[str, Callable[[], list[harness.Row]]] = {
         optimizer=_OPTIMIZER.value,
         memory=_MEMORY.value,
     ),
+    "eval": lambda: [
+        *bench_eval.templates(
+            images=_FACES.value, count=_TEMPLATES.value, pairs=_PAIRS.value
+        ),
+        *bench_eval.galleries([int(G) for G in _GALLERIES.value], probes=_PROBES.value),
+    ],
     "records": lambda: bench_records.opening(_RECORDS.value),
     "input": lambda: bench_input.feed(
         _SOURCE.value,
