@@ -182,6 +182,7 @@ class Groups:
     group: np.ndarray
     names: tuple[str, ...]
 
+
 class Ctx(NamedTuple):
     """What a margin rule may use besides cosines, and may change besides them.
 

@@ -29,6 +29,7 @@ _PACKS = flags.DEFINE_multi_string(
 )
 _FOLDS = flags.DEFINE_integer("folds", 10, "Folds of the packs.")
 _NAMES = flags.DEFINE_string("names", None, "LFW pairs.txt: who is in the packs.")
+_COUNTS = ("pairs", "mated", "searches", "images", "count")  # what a headline is of
 _REPORT = flags.DEFINE_string("report", None, "Where to write an HTML report.")
 
 
@@ -47,7 +48,7 @@ def main() -> None:
         with config.unlocked():
             config.eval.sets = {name: config.eval.sets[name] for name in _SETS.value}
     run = assembly.build(config, for_training=False)
-    if not run.evaluators:
+    if not run.evaluators and not run.skipped:
         raise ValueError("nothing to evaluate: the config has no sets; give --pack")
     step, results = experiment.evaluate(run, _WORKDIR.value, step=_STEP.value)
 
@@ -63,8 +64,10 @@ def main() -> None:
         write_report(run, results)
         print(f"\nreport: {_REPORT.value}")
     print()
-    for result in results.values():
-        print(headline(result.scalars))
+    for name, result in results.items():
+        print(headline(name, result.scalars))
+    for name, why in run.skipped.items():
+        print(f"{name} skipped: {why}")
 
 
 def write_report(run: assembly.Run, results: dict[str, types.Result]) -> None:
@@ -103,13 +106,14 @@ def line(path: str) -> str:
     )
 
 
-def headline(s: dict[str, float]) -> str:
-    """Return the one line to remember of a result."""
-    low, high = s["accuracy_low"], s["accuracy_high"]
-    interval = f"accuracy {s['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
-    if "pairs" in s:
-        return f"verification {interval} on {s['pairs']:.0f} pairs, chance 0.5"
-    return f"{interval} on {s['count']:.0f} images, majority {s['majority']:.3f}"
+def headline(name: str, scalars: dict[str, float]) -> str:
+    """Return the one line to remember: the first scalar, and of how many."""
+    first, value = next(iter(scalars.items()))
+    text = f"{name}: {first} {value:.3f}"
+    if f"{first}_low" in scalars:
+        text += f" [{scalars[f'{first}_low']:.3f}, {scalars[f'{first}_high']:.3f}]"
+    of = next((n for n in _COUNTS if n in scalars), None)
+    return f"{text} on {scalars[of]:.0f} {of}" if of else text
 
 
 if __name__ == "__main__":

@@ -85,7 +85,9 @@ class Evaluator:
         for one in np.unique(person):
             (rows,) = np.nonzero(person == one)
             cos = vectors[looked[rows]] @ vectors[looked[rows]].T
-            before = np.sum(best[rows][:, None] >= cos[..., None] - ranking.TIE, axis=-1)
+            before = np.sum(
+                best[rows][:, None] >= cos[..., None] - ranking.TIE, axis=-1
+            )
             others = ~np.eye(len(rows), dtype=bool)
             rank.append(before[others] + 1)  # K + 1 where it is K or more
             who.append(np.full(others.sum(), one))

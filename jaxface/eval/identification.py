@@ -144,7 +144,9 @@ class Evaluator:
     ) -> dict[str, np.ndarray]:
         K = min(_CMC, *(len(g) for g, _ in self.search.trials))
         one, people = np.concatenate(rank), np.concatenate(who)
-        curve = np.array([templates.over_people(one <= k + 1, people) for k in range(K)])
+        curve = np.array(
+            [templates.over_people(one <= k + 1, people) for k in range(K)]
+        )
         out = dict(zip(("cmc", "cmc_low", "cmc_high"), curve.T, strict=True))
         for name in ("rank", "mate", "stranger"):
             out[name] = np.concatenate([getattr(f, name) for f in found])

@@ -77,9 +77,7 @@ class Evaluator:
                 direction.
         """
         pairs, person = self.pairs, self.pairs.templates.person
-        vectors = pooled(
-            pairs.templates, embed, norm=self.norm, detector=self.detector
-        )
+        vectors = pooled(pairs.templates, embed, norm=self.norm, detector=self.detector)
         scores = pooling.scores(vectors, pairs.left, pairs.right)
         same = np.asarray(pairs.same, bool)
         ends = np.stack([person[pairs.left[same]], person[pairs.right[same]]], axis=1)
