@@ -63,9 +63,10 @@ class Evaluator:
                     f"group {name!r} has {genuine} genuine and {impostors} impostor"
                     " pairs; wanted some of both, so leave it out or add pairs"
                 )
-        if not 0 < self.far < 1 or self.far * int(np.sum(~same)) < 1:
+        impostors = int(np.sum(~same))
+        if not 1 / impostors <= self.far < 1:
             raise ValueError(
-                f"far={self.far:g} with {int(np.sum(~same))} impostor pairs; wanted at"
+                f"far={self.far:g} with {impostors} impostor pairs; wanted at"
                 " least one false accept to allow"
             )
 

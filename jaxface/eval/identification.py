@@ -61,7 +61,7 @@ class Evaluator:
                 raise ValueError(f"trial {k}: no probe has a mate in the gallery")
         strangers = self._strangers()
         for fpir in self.fpir:
-            if fpir * strangers < 1:
+            if not _shown(fpir, strangers):
                 logging.info(
                     "TPIR at FPIR %s is left out: %d strangers cannot show it",
                     verification.short(fpir),
@@ -110,7 +110,7 @@ class Evaluator:
         scalars: dict[str, float] = {}
         for k in self.ranks:
             scalars |= _counted(f"rank{k}", [r <= k for r in rank], who)
-        fpir = [f for f in self.fpir if f * self._strangers() >= 1]
+        fpir = [f for f in self.fpir if _shown(f, self._strangers())]
         opened = _open(found, fpir) if fpir else []
         for i, far in enumerate(fpir):
             threshold = [o.threshold[i] for o in opened]
@@ -150,13 +150,11 @@ class Evaluator:
         out = dict(zip(("cmc", "cmc_low", "cmc_high"), curve.T, strict=True))
         for name in ("rank", "mate", "stranger"):
             out[name] = np.concatenate([getattr(f, name) for f in found])
-        if U := self._strangers():
-            points = np.geomspace(1 / U, max(0.5, 1 / U), _POINTS)
-            points = np.unique(np.minimum(points, 1 - 1e-9))
-            if points[0] * U >= 1:
-                opened = _open(found, points.tolist())
-                out["fpir"] = np.mean([o.fpir for o in opened], axis=0)
-                out["tpir"] = np.mean([o.tpir for o in opened], axis=0)
+        if (U := self._strangers()) > 1:
+            points = np.geomspace(max(1 / U, 1e-6), 0.5, _POINTS)
+            opened = _open(found, np.maximum(points, 1 / U).tolist())
+            out["fpir"] = np.mean([o.fpir for o in opened], axis=0)
+            out["tpir"] = np.mean([o.tpir for o in opened], axis=0)
         return out
 
 
@@ -164,6 +162,11 @@ def _open(
     found: Sequence[ranking.Searches], fpir: Sequence[float]
 ) -> list[ranking.OpenSet]:
     return [ranking.open_set(f, fpir=fpir) for f in found]
+
+
+def _shown(fpir: float, strangers: int) -> bool:
+    """Whether so many strangers can show a rate: one of them may pass."""
+    return strangers > 0 and fpir >= 1 / strangers
 
 
 def _counted(

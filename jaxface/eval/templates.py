@@ -48,7 +48,7 @@ class Evaluator:
         if not 0 < genuine < N:
             raise ValueError(f"{genuine} genuine of {N} pairs; wanted both kinds")
         check(self.pairs.templates)
-        lost = [far for far in self.far if far * (N - genuine) < 1]
+        lost = [far for far in self.far if far < 1 / (N - genuine)]
         if len(lost) == len(self.far):
             raise ValueError(
                 f"{N - genuine} impostor pairs resolve none of far={self.far}; wanted"
@@ -84,7 +84,7 @@ class Evaluator:
         impostors = int(np.sum(~same))
         scalars: dict[str, float] = {}
         for far in self.far:
-            if far * impostors >= 1:
+            if far >= 1 / impostors:
                 _, threshold = curves.tar_at_far(scores, same, far=far)
                 tar = over_people(scores[same] >= threshold, ends)
                 name = f"far={verification.short(far)}"
