@@ -2,6 +2,7 @@
 
     python launch/evaluate.py --workdir=/tmp/run
     python launch/evaluate.py --workdir=/tmp/run --step=latest --pack=lfw.bin
+    python launch/evaluate.py --workdir=/tmp/run --line="album=folder(path='x')|clustering"
 
 Prints a table, writes WORKDIR/eval/<step>/<set>.json and, with --report, one
 self-contained page.
@@ -27,6 +28,9 @@ _SETS = flags.DEFINE_list("sets", [], "Only these sets of the config; all if emp
 _PACKS = flags.DEFINE_multi_string(
     "pack", [], "Evaluate this insightface .bin pack instead of the config's sets."
 )
+_LINES = flags.DEFINE_multi_string(
+    "line", [], "Evaluate this set, NAME=LINE, instead of the config's sets."
+)
 _FOLDS = flags.DEFINE_integer("folds", 10, "Folds of the packs.")
 _NAMES = flags.DEFINE_string("names", None, "LFW pairs.txt: who is in the packs.")
 _COUNTS = ("pairs", "mated", "searches", "images", "count")  # what a headline is of
@@ -38,9 +42,10 @@ def main() -> None:
     cli.log_to_stderr()
     config = experiment.saved_config(_WORKDIR.value)
     parallel.start(cpu_devices=config.mesh.cpu_devices)
-    if _PACKS.value:
+    if _PACKS.value or _LINES.value:
+        packs = {pathlib.Path(p).stem: line(p) for p in _PACKS.value}
         with config.unlocked():
-            config.eval.sets = {pathlib.Path(p).stem: line(p) for p in _PACKS.value}
+            config.eval.sets = packs | dict(map(named, _LINES.value))
     for name in _SETS.value:
         if name not in config.eval.sets:
             raise spec.unknown("--sets: evaluation set", name, config.eval.sets)
@@ -104,6 +109,17 @@ def line(path: str) -> str:
         f"pairs_bin(path={path!r}, folds={_FOLDS.value}, names={_NAMES.value!r})"
         "|verification"
     )
+
+
+def named(text: str) -> tuple[str, str]:
+    """Return (name, line) of `--line`."""
+    name, equals, of = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(
+            f"--line={text!r}: wanted NAME=LINE, as in"
+            " album=folder(path='album')|clustering"
+        )
+    return name, of
 
 
 def headline(name: str, scalars: dict[str, float]) -> str:
