@@ -2,7 +2,7 @@
 
     python launch/evaluate.py --workdir=/tmp/run
     python launch/evaluate.py --workdir=/tmp/run --step=latest --pack=lfw.bin
-    python launch/evaluate.py --workdir=/tmp/run --line="album=folder(path='x')|clustering"
+    python launch/evaluate.py --workdir=/tmp/run --line="a=folder(path='x')|clustering"
 
 Prints a table, writes WORKDIR/eval/<step>/<set>.json and, with --report, one
 self-contained page.

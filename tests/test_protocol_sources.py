@@ -302,7 +302,7 @@ def test_protocols_are_lines_of_the_language(tmp_path):
 def test_missing_data_is_an_error_unless_it_is_optional(tmp_path):
     c = config.base()
     gone = str(tmp_path / "gone.bin")
-    there = "synthetic(identities=4, size=16)|pairs_sampled(count=4, folds=1)"
+    there = "synthetic(identities=4, per_identity=2)|pairs_all"
     c.eval.sets = {
         "lfw": f"pairs_bin(path={gone!r}, optional=True)|verification",
         "own": f"{there}|verification",

@@ -83,21 +83,22 @@ class Evaluator:
         ends = np.stack([person[pairs.left[same]], person[pairs.right[same]]], axis=1)
         impostors = int(np.sum(~same))
         scalars: dict[str, float] = {}
-        for far in self.far:
-            if far >= 1 / impostors:
-                _, threshold = curves.tar_at_far(scores, same, far=far)
-                tar = over_people(scores[same] >= threshold, ends)
-                name = f"far={verification.short(far)}"
-                scalars |= tar.named(f"tar@{name}")
+        for target in self.far:
+            if target >= 1 / impostors:
+                _, threshold = curves.tar_at_far(scores, same, far=target)
+                rate = over_people(scores[same] >= threshold, ends)
+                name = f"far={verification.short(target)}"
+                scalars |= rate.named(f"tar@{name}")
                 scalars[f"threshold@{name}"] = min(threshold, 2.0)
+        far, tar, _ = curves.roc(scores, same)
         scalars |= {
             "pairs": len(pairs),
             "genuine": len(ends),
             "impostors": impostors,
             "templates": len(pairs.templates),
             "images": len(pairs.templates.images),
-            "auc": curves.auc(scores, same),
-            "eer": curves.eer(scores, same),
+            "auc": curves.area(far, tar),
+            "eer": curves.equal_error(far, tar),
         }
         return types.Result(
             scalars={name: float(value) for name, value in scalars.items()},
