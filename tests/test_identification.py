@@ -181,3 +181,20 @@ def test_searches_that_are_none_are_refused():
         identification.Evaluator(dataclasses.replace(SEARCH, templates=bad))
     with pytest.raises(ValueError, match="0 distractors, 10 people"):
         distractors.Evaluator(album.search())
+
+
+def test_trials_of_the_same_probes_tell_no_more_than_one():
+    feed, perfect = album.search(), album.embedder(signal=1, noise=0)
+    trial = feed.trials[0]
+    one, ten = (
+        identification.Evaluator(dataclasses.replace(feed, trials=(trial,) * k))
+        .run(perfect)
+        .scalars
+        for k in (1, 10)
+    )
+    assert (one["probes"], ten["probes"], ten["mated"]) == (10, 10, 100)
+    assert one["rank1_low"] == ten["rank1_low"] == pytest.approx(0.7225, abs=1e-3)
+    many = templates.over_people(np.arange(100) > 0, np.arange(100) // 10, distinct=10)
+    assert (
+        many.low < templates.over_people(np.arange(100) > 0, np.arange(100) // 10).low
+    )
