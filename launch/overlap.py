@@ -85,7 +85,7 @@ def main() -> None:
         source = assembly.flow(_SOURCE.value)
     test = opened(_TEST.value) if _TEST.value else None
     _, variables = experiment.restore(run, _WORKDIR.value, step=_STEP.value)
-    rows = run.rows(variables)
+    rows = run.embedder(variables).rows
     e, label = embed.whole(rows(source))
     centres = strangers.class_centres(e, label, classes=source.num_classes)
     trained = Trained(source, e, label, centres)
