@@ -20,11 +20,14 @@ def built(devices=8, how="flip_sum", model="", line=""):
     return assembly.build(c)
 
 
-def network(run=None, seed=0):
-    run = run or built()
-    variables = run.model.init(jax.random.key(seed), jnp.zeros((8, 16, 16, 3)))
+@functools.cache
+def network(seed=0, **given):
+    """A network with drawn weights, and the training images."""
+    run = built(**given)
     whole = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
-    return run.embedder(jax.device_put(variables, whole)), run.source
+    init = jax.jit(run.model.init, out_shardings=whole)
+    variables = init(jax.random.key(seed), jnp.zeros((8, 16, 16, 3)))
+    return run.embedder(variables), run.source
 
 
 asked = jax.jit(lambda features, images: features(images))
@@ -49,7 +52,7 @@ def test_features_are_the_embeddings_and_one_image_will_do():
 
 def test_flip_sum_is_the_sum_and_keeps_its_length():
     net, source = network()
-    plain = network(built(how="output"))[0]
+    plain = network(how="output")[0]
     images = stacked(net, source)
     mirrored = images[:, :, ::-1]
     want = np.asarray(asked(plain.features, images)) + np.asarray(
@@ -61,10 +64,9 @@ def test_flip_sum_is_the_sum_and_keeps_its_length():
 
 def test_features_can_be_differentiated_as_an_argument_of_one_compiled_function():
     slope = jax.jit(jax.grad(lambda x, features: jnp.sum(features(x)[:, 0])))
-    run = built()
     image = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
     for seed in (0, 1):
-        features = network(run, seed)[0].features
+        features = network(seed)[0].features
         way = np.asarray(slope(image, features))
         step = 1e-2 / np.abs(way).max() * way
         up, down = asked(features, image + step), asked(features, image - step)
@@ -106,8 +108,7 @@ def test_degradations_come_before_the_mirror_and_the_scale():
 
 
 def test_dropout_alone_is_on_where_keys_are_given():
-    run = built(how="output")
-    net, source = network(run)
+    net, source = network(how="output")
     images = next(net.inputs(source))[0]
     assert net.drops(images)
     keys = jax.random.split(jax.random.key(3), len(images))
@@ -123,7 +124,7 @@ def test_dropout_alone_is_on_where_keys_are_given():
 
 def test_a_network_without_dropout_says_so():
     still = "iresnet(stages=(1,), widths=(4,), dim=8, dropout=0.0)"
-    net, source = network(built(how="output", model=still))
+    net, source = network(how="output", model=still)
     images = next(net.inputs(source))[0]
     assert not net.drops(images)
     keys = jax.random.split(jax.random.key(3), len(images))
@@ -132,12 +133,12 @@ def test_a_network_without_dropout_says_so():
 
 def test_the_span_is_what_black_and_white_become():
     line = "decode|normalize"
-    low, high = network(built(line=line))[0].span
+    low, high = network(line=line)[0].span
     for level, want in ((0, low), (255, high)):
         got = ops.parse(line).numpy(np.full((1, 1, 3), level, np.uint8), np.zeros(0))
         np.testing.assert_array_equal(got[0, 0], want)
 
 
 def test_one_device_or_eight():
-    a, b = (network(built(devices=n)) for n in (1, 8))
+    a, b = (network(devices=n) for n in (1, 8))
     np.testing.assert_allclose(a[0](a[1]), b[0](b[1]), atol=1e-5)
