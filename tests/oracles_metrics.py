@@ -63,3 +63,45 @@ def dyadic_variance(correct, people):
         for s, b in zip(residual, people, strict=True):
             total += r * s * bool(set(a) & set(b))
     return total / len(correct) ** 2
+
+
+def searches(probe, gallery, probe_id, gallery_id):
+    """Ranks, mates and strangers, probe by probe and row by row."""
+    found = []
+    for p, who in zip(probe, probe_id, strict=True):
+        cos = [float(np.dot(p, g)) for g in gallery]
+        own = [c for c, i in zip(cos, gallery_id, strict=True) if i == who]
+        other = [c for c, i in zip(cos, gallery_id, strict=True) if i != who]
+        mate = max(own, default=-np.inf)
+        rank = 1 + sum(c >= mate for c in other) if own else 0
+        found.append((rank, mate, max(other)))
+    return zip(*found, strict=True)
+
+
+def open_set(ranks, mate, stranger, fpir, *, rank):
+    """Try thresholds just above every stranger, keep the lowest admissible."""
+    alarms = stranger[ranks == 0]
+    for score in sorted(set(alarms)):
+        passed = np.mean(alarms > score)
+        if passed <= fpir:
+            hits = [
+                m > score and r <= rank
+                for m, r in zip(mate[ranks > 0], ranks[ranks > 0], strict=True)
+            ]
+            return float(passed), float(np.mean(hits))
+    raise AssertionError("above the highest, nothing passes")
+
+
+def pool(e, template, media, weight, normalise):
+    """Mean over the images of a medium, sum over media, template by template."""
+    out = []
+    for t in range(template.max() + 1):
+        total = np.zeros(e.shape[1])
+        for m in set(media[template == t]):
+            frames = []
+            for i in np.flatnonzero((template == t) & (media == m)):
+                x = e[i] / np.linalg.norm(e[i]) if normalise else e[i]
+                frames.append(x if weight is None else x * weight[i])
+            total += np.mean(frames, axis=0)
+        out.append(total / np.linalg.norm(total))
+    return np.array(out)

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from sklearn.model_selection import KFold
 
-from jaxface.eval import metrics
+from jaxface.eval import bootstrap, curves, decisions, folds, intervals
 
 
 def draw(seed, n=200, *, decimals=6):
@@ -22,36 +22,36 @@ def draw(seed, n=200, *, decimals=6):
 @pytest.mark.parametrize("decimals", [6, 1])
 def test_roc_and_auc_are_sklearns(decimals):
     scores, same = draw(0, decimals=decimals)
-    far, tar, threshold = metrics.roc(scores, same)
+    far, tar, threshold = curves.roc(scores, same)
     wanted = sklearn_metrics.roc_curve(same, scores, drop_intermediate=False)
     for got, want in zip((far, tar, threshold), wanted, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-15)
-    np.testing.assert_allclose(metrics.auc(scores, same), oracles.auc(scores, same))
+    np.testing.assert_allclose(curves.auc(scores, same), oracles.auc(scores, same))
 
 
 def test_auc_of_constant_and_of_separated_scores():
     same = np.array([True, False, True, False, False])
-    assert metrics.auc(np.zeros(5), same) == 0.5
-    assert metrics.eer(np.zeros(5), same) == 0.5
-    assert metrics.auc(1.0 * same, same) == 1
-    assert metrics.eer(1.0 * same, same) == 0
-    assert metrics.auc(-1.0 * same, same) == 0
+    assert curves.auc(np.zeros(5), same) == 0.5
+    assert curves.eer(np.zeros(5), same) == 0.5
+    assert curves.auc(1.0 * same, same) == 1
+    assert curves.eer(1.0 * same, same) == 0
+    assert curves.auc(-1.0 * same, same) == 0
 
 
 def test_eer_lies_where_both_errors_are_equal():
     scores, same = draw(1)
-    rate = metrics.eer(scores, same)
-    far, tar, _ = metrics.roc(scores, same)
+    rate = curves.eer(scores, same)
+    far, tar, _ = curves.roc(scores, same)
     np.testing.assert_allclose(np.interp(rate, far, tar), 1 - rate, atol=1 / same.sum())
     # turning the scores and the labels round keeps the rate
-    np.testing.assert_allclose(metrics.eer(-scores, ~same), rate)
+    np.testing.assert_allclose(curves.eer(-scores, ~same), rate)
 
 
 @pytest.mark.parametrize("far", [0.02, 0.1, 0.29, 0.5])
 @pytest.mark.parametrize("decimals", [6, 1])
 def test_tar_at_far_is_the_obvious_search(far, decimals):
     scores, same = draw(2, decimals=decimals)
-    got = metrics.tar_at_far(scores, same, far=far)
+    got = curves.tar_at_far(scores, same, far=far)
     assert got == oracles.tar_at_far(scores, same, far)
 
 
@@ -59,35 +59,35 @@ def test_tar_at_far_counts_exactly_at_the_limit():
     scores = np.concatenate([np.arange(100), [70.5]])
     same = np.arange(101) == 100
     for accepted in range(1, 100):  # 0.29 * 100 is below 29 in floating point
-        _, threshold = metrics.tar_at_far(scores, same, far=accepted / 100)
+        _, threshold = curves.tar_at_far(scores, same, far=accepted / 100)
         assert np.sum(scores[~same] >= threshold) == accepted
 
 
 def test_tar_at_far_refuses_what_the_impostors_cannot_show():
     scores, same = draw(3)
     impostors = int(np.sum(~same))
-    metrics.tar_at_far(scores, same, far=1 / impostors)
+    curves.tar_at_far(scores, same, far=1 / impostors)
     with pytest.raises(ValueError, match=f"got {impostors}"):
-        metrics.tar_at_far(scores, same, far=0.99 / impostors)
+        curves.tar_at_far(scores, same, far=0.99 / impostors)
     with pytest.raises(ValueError, match="rate in"):
-        metrics.tar_at_far(scores, same, far=1.0)
+        curves.tar_at_far(scores, same, far=1.0)
 
 
 def test_tar_is_zero_when_impostors_tie_at_the_top():
     same = np.array([True] * 3 + [False] * 4)
-    got = metrics.tar_at_far(np.array([0, 0, 0, 1, 1, 1, 1]), same, far=0.5)
+    got = curves.tar_at_far(np.array([0, 0, 0, 1, 1, 1, 1]), same, far=0.5)
     assert got == (0.0, np.inf)
 
 
 @pytest.mark.parametrize("scores", [[0.1, np.nan, 0.2], [0.1, np.inf, 0.2]])
 def test_scores_that_are_not_finite_are_refused(scores):
     with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
-        metrics.roc(np.array(scores), np.array([True, False, True]))
+        curves.roc(np.array(scores), np.array([True, False, True]))
 
 
 def test_a_curve_needs_both_kinds():
     with pytest.raises(ValueError, match="3 genuine of 3"):
-        metrics.auc(np.zeros(3), np.ones(3, bool))
+        curves.auc(np.zeros(3), np.ones(3, bool))
 
 
 def test_kfold_by_hand():
@@ -95,7 +95,7 @@ def test_kfold_by_hand():
     distance = np.array([0.2, 0.6, 0.8, 1.2, 0.3, 0.9, 0.5, 1.6])
     same = np.array([1, 1, 0, 0, 1, 1, 0, 0], bool)
     fold = np.repeat([0, 1], 4)
-    found = metrics.kfold_accuracy(1 - distance / 2, same, fold)
+    found = folds.kfold_accuracy(1 - distance / 2, same, fold)
     # on fold 1, 3 of 4 are right first with d < .31; that keeps 3 of 4 in fold 0;
     # on fold 0, all are right first with d < .61; that keeps 2 of 4 in fold 1
     np.testing.assert_allclose(found.accuracy, [0.75, 0.5])
@@ -104,18 +104,18 @@ def test_kfold_by_hand():
     assert (found.mean, found.std) == (0.625, 0.125)
 
 
-@pytest.mark.parametrize(("n", "folds"), [(60, 3), (47, 10), (40, 2)])
-def test_kfold_is_insightfaces_loop(n, folds):
+@pytest.mark.parametrize(("n", "many"), [(60, 3), (47, 10), (40, 2)])
+def test_kfold_is_insightfaces_loop(n, many):
     rng = np.random.default_rng(n)
     same = rng.random(n) < 0.5
     left = rng.normal(size=(n, 5))
     right = np.where(same[:, None], left + 0.8 * rng.normal(size=(n, 5)), left[::-1])
     left, right = (e / np.linalg.norm(e, axis=1, keepdims=True) for e in (left, right))
-    splits = list(KFold(folds, shuffle=False).split(np.arange(n)))
+    splits = list(KFold(many, shuffle=False).split(np.arange(n)))
     accuracy, threshold = oracles.kfold(left, right, same, splits)
     fold = np.concatenate([np.full(len(t), k) for k, (_, t) in enumerate(splits)])
     cos = 1 - np.sum((left - right) ** 2, axis=1) / 2
-    found = metrics.kfold_accuracy(cos, same, fold)
+    found = folds.kfold_accuracy(cos, same, fold)
     np.testing.assert_array_equal(found.accuracy, accuracy)
     np.testing.assert_allclose(found.threshold, 1 - threshold / 2, atol=1e-12)
     assert (found.mean, found.std) == (np.mean(accuracy), np.std(accuracy))
@@ -124,7 +124,7 @@ def test_kfold_is_insightfaces_loop(n, folds):
 def test_kfold_accepts_strictly_below_the_threshold():
     # distances 1.0, on the grid, and 1.5: the first threshold to part them is 1.01
     same = np.tile([True, False], 4)
-    found = metrics.kfold_accuracy(np.where(same, 0.5, 0.25), same, np.arange(8) // 4)
+    found = folds.kfold_accuracy(np.where(same, 0.5, 0.25), same, np.arange(8) // 4)
     np.testing.assert_allclose(found.threshold, 1 - 1.01 / 2)
     assert found.mean == 1
 
@@ -133,15 +133,15 @@ def test_kfold_is_blind_to_the_order_within_folds():
     scores, same = draw(4)
     fold = np.arange(200) % 5
     order = np.random.default_rng(0).permutation(200)
-    a = metrics.kfold_accuracy(scores, same, fold)
-    b = metrics.kfold_accuracy(scores[order], same[order], fold[order])
+    a = folds.kfold_accuracy(scores, same, fold)
+    b = folds.kfold_accuracy(scores[order], same[order], fold[order])
     assert a.mean == b.mean
     np.testing.assert_array_equal(a.correct[order], b.correct)
 
 
 def test_kfold_of_constant_scores_is_the_share_of_impostors():
     same = np.array([True, False, False, False] * 5)
-    found = metrics.kfold_accuracy(np.full(20, 0.3), same, np.arange(20) // 4)
+    found = folds.kfold_accuracy(np.full(20, 0.3), same, np.arange(20) // 4)
     assert (found.mean, found.std) == (0.75, 0)
     assert not found.accepted.any()
 
@@ -150,14 +150,14 @@ def test_kfold_of_constant_scores_is_the_share_of_impostors():
 def test_kfold_refuses_folds_left_out(fold):
     scores, same = np.zeros(4), np.array([True, False, True, False])
     with pytest.raises(ValueError, match="wanted one id per pair"):
-        metrics.kfold_accuracy(scores, same, np.array(fold))
+        folds.kfold_accuracy(scores, same, np.array(fold))
 
 
 def test_precision_recall_f1_are_sklearns():
     rng = np.random.default_rng(5)
     truth, decided = rng.random((2, 100)) < [[0.3], [0.4]]
-    counts = metrics.confusion(decided, truth)
-    got = metrics.precision_recall_f1(counts)
+    counts = decisions.confusion(decided, truth)
+    got = decisions.precision_recall_f1(counts)
     want = sklearn_metrics.precision_recall_fscore_support(
         truth, decided, average="binary"
     )
@@ -166,14 +166,14 @@ def test_precision_recall_f1_are_sklearns():
 
 
 def test_rates_of_nothing_are_zero_and_know_nothing():
-    counts = metrics.confusion(np.zeros(4, bool), np.zeros(4, bool))
-    assert metrics.precision_recall_f1(counts) == ((0.0, 0.0, 1.0),) * 3
+    counts = decisions.confusion(np.zeros(4, bool), np.zeros(4, bool))
+    assert decisions.precision_recall_f1(counts) == ((0.0, 0.0, 1.0),) * 3
 
 
 def test_wilson_ends_solve_the_score_equation():
     z = statistics.NormalDist().inv_cdf(0.95)
     for k, n in itertools.product((1, 7, 19), (20, 500)):
-        for end in metrics.wilson(k, n, level=0.9):
+        for end in intervals.wilson(k, n, level=0.9):
             # Wilson 1927: |p_hat - p| = z sqrt(p (1 - p) / n)
             np.testing.assert_allclose(
                 abs(k / n - end), z * np.sqrt(end * (1 - end) / n)
@@ -181,11 +181,11 @@ def test_wilson_ends_solve_the_score_equation():
 
 
 def test_wilson_at_the_ends():
-    assert metrics.wilson(0, 10)[0] == 0
-    assert metrics.wilson(10, 10)[1] == 1
-    assert metrics.wilson(0, 0) == (0, 1)
+    assert intervals.wilson(0, 10)[0] == 0
+    assert intervals.wilson(10, 10)[1] == 1
+    assert intervals.wilson(0, 0) == (0, 1)
     with pytest.raises(ValueError, match="11 successes in 10"):
-        metrics.wilson(11, 10)
+        intervals.wilson(11, 10)
 
 
 def people_sample(rng, *, P, N, effect):
@@ -209,15 +209,15 @@ def test_people_interval_contains_wilsons(effect):
     rng = np.random.default_rng(0)
     for seed in range(20):
         correct, people, _ = people_sample(rng, P=40, N=100, effect=effect)
-        low, high = metrics.people_interval(correct, people, seed=seed)
-        inner = metrics.wilson(int(correct.sum()), len(correct))
+        low, high = bootstrap.people_interval(correct, people, seed=seed)
+        inner = intervals.wilson(int(correct.sum()), len(correct))
         assert 0 <= low <= inner[0] < inner[1] <= high <= 1
 
 
 @pytest.mark.parametrize("P", [15, 300])
 def test_people_interval_has_the_dyadic_variance_and_students_tails(P):
     correct, people, _ = people_sample(np.random.default_rng(1), P=P, N=300, effect=1.5)
-    low, high = metrics.people_interval(correct, people, replicates=20_000)
+    low, high = bootstrap.people_interval(correct, people, replicates=20_000)
     width = np.log(high / (1 - high)) - np.log(low / (1 - low))
     spread = np.sqrt(oracles.dyadic_variance(correct, people))
     rate = correct.mean()
@@ -227,20 +227,20 @@ def test_people_interval_has_the_dyadic_variance_and_students_tails(P):
 
 def test_people_interval_of_perfect_outcomes_is_wilsons():
     people = np.array([[0, 0], [1, 1], [0, 1], [1, 2]])
-    assert metrics.people_interval(np.ones(4, bool), people) == metrics.wilson(4, 4)
+    assert bootstrap.people_interval(np.ones(4, bool), people) == intervals.wilson(4, 4)
 
 
 def test_people_interval_is_blind_to_order_and_names():
     correct, people, _ = people_sample(np.random.default_rng(2), P=30, N=50, effect=1)
     order = np.random.default_rng(3).permutation(100)
-    a = metrics.people_interval(correct, people)
-    b = metrics.people_interval(correct[order], 7 * people[order, ::-1] + 5)
+    a = bootstrap.people_interval(correct, people)
+    b = bootstrap.people_interval(correct[order], 7 * people[order, ::-1] + 5)
     np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
 def test_people_interval_refuses_one_person():
     with pytest.raises(ValueError, match="an interval needs two"):
-        metrics.people_interval(np.ones(3, bool), np.zeros((3, 2), int))
+        bootstrap.people_interval(np.ones(3, bool), np.zeros((3, 2), int))
 
 
 def coverage(runs, **sample):
@@ -248,7 +248,9 @@ def coverage(runs, **sample):
     held = 0
     for seed in range(runs):
         correct, people, rate = people_sample(rng, **sample)
-        low, high = metrics.people_interval(correct, people, replicates=400, seed=seed)
+        low, high = bootstrap.people_interval(
+            correct, people, replicates=400, seed=seed
+        )
         held += low <= rate <= high
     return held / runs
 

@@ -7,7 +7,7 @@ from absl import logging
 from sklearn.model_selection import KFold
 
 from jaxface import types
-from jaxface.eval import binary, metrics, verification
+from jaxface.eval import binary, curves, decisions, verification
 
 
 @dataclasses.dataclass
@@ -93,13 +93,13 @@ def test_scalars_agree_with_the_artefacts():
     pairs, embedding = faces()
     result = verification.Evaluator(pairs).run(lambda images: embedding)
     s, a = result.scalars, result.artefacts
-    counts = metrics.confusion(a["accepted"], a["same"])
+    counts = decisions.confusion(a["accepted"], a["same"])
     assert (s["pairs"], s["folds"], s["people"]) == (120, 5, 30)
     assert s["genuine"] + s["impostors"] == s["pairs"]
     np.testing.assert_allclose(s["accuracy"], np.mean(a["correct"]))
     assert s["precision"] == counts.tp / np.sum(a["accepted"])
     assert s["recall"] == counts.tp / s["genuine"]
-    assert s["auc"] == metrics.auc(a["scores"], a["same"])
+    assert s["auc"] == curves.auc(a["scores"], a["same"])
     for rate in ("accuracy", "precision", "recall", "f1", "tar@far=1e-1"):
         assert s[f"{rate}_low"] < s[rate] < s[f"{rate}_high"]
 

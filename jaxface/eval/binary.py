@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxface import types
-from jaxface.eval import metrics
+from jaxface.eval import decisions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Evaluator:
         truth = _labels(self.images) == 1
         # probability above one half, as Keras' BinaryAccuracy decides
         decided = logit[:, 0] > 0
-        counts = metrics.confusion(decided, truth)
+        counts = decisions.confusion(decided, truth)
         return types.Result(
             scalars=_scalars(counts, majority=int(max(truth.sum(), (~truth).sum()))),
             artefacts={
@@ -86,19 +86,19 @@ def pool(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """
     if not runs:
         raise ValueError("no runs to pool; wanted at least one")
-    counts = metrics.Confusion(
-        *(int(sum(run[name] for run in runs)) for name in metrics.Confusion._fields)
+    counts = decisions.Confusion(
+        *(int(sum(run[name] for run in runs)) for name in decisions.Confusion._fields)
     )
     majority = sum(round(run["majority"] * run["count"]) for run in runs)
     return _scalars(counts, majority=majority)
 
 
-def _scalars(counts: metrics.Confusion, *, majority: int) -> dict[str, float]:
+def _scalars(counts: decisions.Confusion, *, majority: int) -> dict[str, float]:
     """Compute all scalars; `majority` counts the images of the frequent label."""
     n = sum(counts)
-    precision, recall, f1 = metrics.precision_recall_f1(counts)
+    precision, recall, f1 = decisions.precision_recall_f1(counts)
     rates = {
-        "accuracy": metrics.rate(counts.tp + counts.tn, n),
+        "accuracy": decisions.accuracy(counts),
         "precision": precision,
         "recall": recall,
         "f1": f1,

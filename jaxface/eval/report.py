@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxface import page as html
 from jaxface import types
-from jaxface.eval import metrics
+from jaxface.eval import curves
 
 _WORST = 8  # pairs shown of each kind of error
 
@@ -152,10 +152,10 @@ def _roc(results: Mapping[str, types.Result]) -> list[str]:
         return []
     page, axes = html.axes_of("ROC", x="false accept rate", y="true accept rate")
     for name, a in shown.items():
-        far, tar, _ = metrics.roc(a["scores"], a["same"])
+        far, tar, _ = curves.roc(a["scores"], a["same"])
         # the best of each FAR; between two of them nothing can be asked for: steps
         best = np.flatnonzero(np.append(np.diff(far) > 0, True) & (far > 0))
-        label = f"{name}, AUC {metrics.auc(a['scores'], a['same']):.4f}"
+        label = f"{name}, AUC {curves.auc(a['scores'], a['same']):.4f}"
         axes.step(far[best], tar[best], where="post", lw=1.6, label=label)
     axes.set(xscale="log", ylim=(0, 1.02))
     axes.legend(loc="lower right")

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxface.eval import metrics
+from jaxface.eval import intervals
 
 _BLOCK = 4096  # rows of either side at a time: 64 MiB of cosines
 
@@ -49,7 +49,7 @@ class Calibration:
         Wilson's interval takes comparisons as independent; they share images, so it
         is wider in truth.
         """
-        return comparisons * metrics.wilson(self.above, self.strangers)[1]
+        return comparisons * intervals.wilson(self.above, self.strangers)[1]
 
 
 def class_centres(e: np.ndarray, label: np.ndarray, *, classes: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.eval import metrics
+from jaxface.eval import bootstrap, curves, decisions, folds, intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Evaluator:
         gap = unit[pairs.left] - unit[pairs.right]
         scores = 1 - np.sum(gap**2, axis=1) / 2
         same = np.asarray(pairs.same, bool)
-        found = metrics.kfold_accuracy(scores, same, pairs.fold)
-        low, high = metrics.people_interval(found.correct, pairs.people)
-        counts = metrics.confusion(found.accepted, same)
+        found = folds.kfold_accuracy(scores, same, pairs.fold)
+        low, high = bootstrap.people_interval(found.correct, pairs.people)
+        counts = decisions.confusion(found.accepted, same)
         genuine, impostors = counts.tp + counts.fn, counts.fp + counts.tn
         scalars = {
             "accuracy": found.mean,
@@ -101,17 +101,17 @@ class Evaluator:
             "folds": len(found.threshold),
             "people": len(np.unique(pairs.people)),
             "threshold": float(found.threshold.mean()),
-            "auc": metrics.auc(scores, same),
-            "eer": metrics.eer(scores, same),
+            "auc": curves.auc(scores, same),
+            "eer": curves.eer(scores, same),
         }
-        rates = metrics.precision_recall_f1(counts)
+        rates = decisions.precision_recall_f1(counts)
         for name, rate in zip(("precision", "recall", "f1"), rates, strict=True):
             scalars |= rate.named(name)
         for far in self.far:
             if far >= 1 / impostors:
-                _, threshold = metrics.tar_at_far(scores, same, far=far)
+                _, threshold = curves.tar_at_far(scores, same, far=far)
                 accepted = int(np.sum(scores[same] >= threshold))
-                tar = metrics.rate(accepted, genuine)
+                tar = intervals.rate(accepted, genuine)
                 scalars |= tar.named(f"tar@far={_short(far)}")
         return types.Result(
             scalars={name: float(value) for name, value in scalars.items()},
