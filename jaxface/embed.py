@@ -37,7 +37,8 @@ class Passes(NamedTuple):
     Attributes:
         plain: (variables, images) -> [B, D], not compiled, to be differentiated.
         compiled: the same; images split over the mesh, results on every device.
-        dropped: (variables, images, keys [B]) -> [B, D], compiled, with dropout.
+        dropped: (variables, images, numbers [B] uint32) -> [B, D], compiled, with
+            dropout by these numbers.
         drops: (variables, images) -> whether there is dropout; nothing is computed.
     """
 
@@ -51,7 +52,9 @@ def make_passes(model: Any, *, mesh: Mesh, axis: parallel.Axis, flip: bool) -> P
     """Make the ways through a Linen module; `flip` is for `flip_sum`."""
     how = flip_sum if flip else lambda forward: forward
 
-    def dropped(variables: Any, images: jax.Array, keys: jax.Array) -> jax.Array:
+    def dropped(variables: Any, images: jax.Array, numbers: jax.Array) -> jax.Array:
+        keys = jax.vmap(jax.random.key)(numbers)
+
         def on(call: Any, args: Any, given: dict[str, Any], context: Any) -> Any:
             # dropout alone: `train` of the whole network would change BatchNorm too
             if isinstance(context.module, common.Dropout):
@@ -69,8 +72,12 @@ def make_passes(model: Any, *, mesh: Mesh, axis: parallel.Axis, flip: bool) -> P
                 rates.append(context.module.rate)
             return call(*args, **given)
 
+        # a function of its own: of one it knows, JAX recalls the shapes and calls none
+        def fresh(variables: Any, images: jax.Array) -> jax.Array:
+            return model.apply(variables, images)
+
         with nn.intercept_methods(look):
-            jax.eval_shape(model.apply, variables, images)
+            jax.eval_shape(fresh, variables, images)
         return max(rates) > 0
 
     plain = how(model.apply)
@@ -153,20 +160,21 @@ class Network:
             yield self._placed(batch["image"]), batch["mask"]
 
     def vectors(
-        self, images: jax.Array, keys: jax.Array | None = None, /
+        self, images: jax.Array, numbers: np.ndarray | None = None, /
     ) -> np.ndarray:
-        """Embed a batch of `inputs`, [B, D]; with keys [B] dropout is on."""
-        if keys is None:
+        """Embed a batch of `inputs`, [B, D]; with numbers [B] dropout is on."""
+        if numbers is None:
             return _here(self.passes.compiled(self.variables, images))
-        return _here(self.passes.dropped(self.variables, images, keys))
+        drawn = self._placed(numbers.astype(np.uint32))
+        return _here(self.passes.dropped(self.variables, images, drawn))
 
     def drops(self, images: jax.Array, /) -> bool:
         """Return whether the network has dropout."""
         return self.passes.drops(self.variables, images)
 
-    def _placed(self, images: np.ndarray) -> jax.Array:
+    def _placed(self, x: np.ndarray) -> jax.Array:
         # Every process reads the whole batch and places its own part of it.
-        return jax.device_put(images, NamedSharding(self.mesh, P(self.axis)))
+        return jax.device_put(x, NamedSharding(self.mesh, P(self.axis)))
 
 
 def whole(rows: Iterable[Rows]) -> Rows:

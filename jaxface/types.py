@@ -325,11 +325,12 @@ class Network(Protocol):
         ...
 
     def vectors(
-        self, images: jax.Array, keys: jax.Array | None = None, /
+        self, images: jax.Array, numbers: np.ndarray | None = None, /
     ) -> np.ndarray:
         """Embed a batch of `inputs`: [B, D] float32.
 
-        With keys [B], one per image, dropout is on, and nothing else is as in training.
+        With numbers [B], which decide what is dropped from each image, dropout is on,
+        and nothing else is as in training.
         """
         ...
 

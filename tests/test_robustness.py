@@ -12,7 +12,7 @@ import test_verification as lists
 
 from jaxface import assembly
 from jaxface.data import ops
-from jaxface.eval import metrics, robustness, verification
+from jaxface.eval import folds, robustness, verification
 
 PEOPLE = "synthetic(identities=8, per_identity=4, size=16, start=100)"
 
@@ -73,7 +73,7 @@ def test_a_point_is_what_loops_find_with_the_clean_pairs_threshold():
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (left, right)]
     scores = np.sum(unit[0] * unit[1], axis=1)
     clean = verification.Evaluator(p).run(net).artefacts["scores"]
-    threshold = metrics.kfold_accuracy(clean, p.same, p.fold).threshold
+    threshold = folds.kfold_accuracy(clean, p.same, p.fold).threshold
     right_ones = [
         np.mean([(scores[i] > threshold[k]) == p.same[i] for i in where])
         for k in range(3)
@@ -140,7 +140,7 @@ def test_one_image_per_pair_is_embedded_in_its_place():
     everybody = np.broadcast_to(e[:1], e[p.right].shape)
     scores = cosines(e[p.left].astype(float), everybody)
     plain = verification.Evaluator(p).run(lambda images: e).artefacts["scores"]
-    threshold = metrics.kfold_accuracy(plain, p.same, p.fold).threshold[p.fold]
+    threshold = folds.kfold_accuracy(plain, p.same, p.fold).threshold[p.fold]
     assert judge(everybody).value == np.mean((scores > threshold) == p.same)
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface import spec, types
-from jaxface.eval import metrics, verification
+from jaxface.eval import bootstrap, folds, intervals, verification
 
 # Kind -> strength -> ops that do it; pixels are those of the network's input.
 CURVES: Mapping[str, Mapping[float, str]] = {
@@ -189,12 +189,10 @@ class _Judge:
         """Score the clean pairs; embedding [n, D]."""
         self._pairs, self._embedding = pairs, embedding
         result = verification.Evaluator(pairs, far=()).run(lambda images: embedding)
-        found = metrics.kfold_accuracy(
-            result.artefacts["scores"], pairs.same, pairs.fold
-        )
+        found = folds.kfold_accuracy(result.artefacts["scores"], pairs.same, pairs.fold)
         self._threshold = found.threshold[pairs.fold]  # [N]
         value = result.scalars
-        self.clean = metrics.Rate(
+        self.clean = intervals.Rate(
             *(value[f"accuracy{end}"] for end in ("", "_low", "_high"))
         )
         self.people = int(value["people"])
@@ -204,7 +202,7 @@ class _Judge:
         """The clean left embeddings, [N, D]."""
         return self._embedding[self._pairs.left]
 
-    def __call__(self, damaged: np.ndarray) -> metrics.Rate:
+    def __call__(self, damaged: np.ndarray) -> intervals.Rate:
         """Return the accuracy with the right embeddings replaced by [N, D]."""
         pairs = self._pairs
         n, N = len(self._embedding), len(pairs)
@@ -219,8 +217,8 @@ class _Judge:
         correct = accepted == pairs.same
         # the mean over folds, as of the clean pairs
         mean = np.mean(np.bincount(pairs.fold, correct) / np.bincount(pairs.fold))
-        return metrics.Rate(
-            float(mean), *metrics.people_interval(correct, pairs.people)
+        return intervals.Rate(
+            float(mean), *bootstrap.people_interval(correct, pairs.people)
         )
 
 
