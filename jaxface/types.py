@@ -110,6 +110,13 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.same)
 
+    @property
+    def owners(self) -> np.ndarray:
+        """Whose each image is, [n] int64; -1 of an image in no pair."""
+        owners = np.full(len(self.images), -1, np.int64)
+        owners[self.left], owners[self.right] = self.people.T
+        return owners
+
 
 class Ctx(NamedTuple):
     """What a margin rule may use besides cosines, and may change besides them.
