@@ -55,14 +55,48 @@ def kfold(left, right, same, splits):
     return np.array(accuracies), np.array(chosen)
 
 
-def dyadic_variance(correct, people):
-    """Variance of a mean: products of residuals of all pairs that share a person."""
-    residual = correct - np.mean(correct)
-    total = 0.0
-    for r, a in zip(residual, people, strict=True):
-        for s, b in zip(residual, people, strict=True):
-            total += r * s * bool(set(a) & set(b))
-    return total / len(correct) ** 2
+def view2(scores, same, fold):
+    """Try infinity and every score of the other folds, the highest first."""
+    accuracies, chosen = [], []
+    for k in range(fold.max() + 1):
+        train = fold != k if fold.max() else fold == k
+        best, best_right = np.inf, np.sum(~same[train])
+        for threshold in sorted(set(scores[train]), reverse=True):
+            right = np.sum((scores[train] >= threshold) == same[train])
+            if right > best_right:
+                best, best_right = threshold, right
+        chosen.append(best)
+        test = fold == k
+        accuracies.append(np.mean((scores[test] >= best) == same[test]))
+    return accuracies, chosen
+
+
+def spread(value, people, group):
+    """Variance of a sum of group means over dyads, right in expectation.
+
+    The products of residuals of all pairs that share a person, over what they would be
+    on average if people had independent effects, times the true variance then.
+    """
+    N, P = len(people), people.max() + 1
+    touches = np.zeros((N, P))
+    for i, pair in enumerate(people):
+        for p in set(pair):
+            touches[i, p] = 1
+    alike = np.equal.outer(group, group)
+    centre = np.eye(N) - alike / alike.sum(axis=1)
+    weight = np.diag(1 / alike.sum(axis=1))
+    share = touches @ touches.T > 0
+    # r' K r with K = w_i w_j where pairs i and j share a person
+    products = weight @ share @ weight
+    if (touches.sum(axis=1) == 2).any():
+        double = touches @ touches.T == 2  # both people: the product counts twice
+        np.fill_diagonal(double, 0)
+        products = products + weight @ double @ weight
+    residual = centre @ value
+    effects = centre @ touches
+    expected = np.trace(effects.T @ products @ effects)
+    total = np.sum((touches.T @ np.diag(weight)) ** 2)
+    return residual @ products @ residual * total / expected
 
 
 def searches(probe, gallery, probe_id, gallery_id):

@@ -1,17 +1,41 @@
-"""Intervals for pairs that share people.
+"""Intervals for pairs that share people: people are resampled, not pairs.
 
-One law: people are resampled, not pairs.
+Pairs that share a person are not independent: one hard face spoils all of its pairs.
+What a person adds to the deviation of a mean is t_p, the sum of the weighted residuals
+of the pairs that touch p; resampling people adds up redrawn t_p.
 
-    low, high = people_interval(found.correct, people)
+One law: the spread of these sums is that of the dyadic cluster-robust variance, made
+right for few people, and never below that of independent pairs.
+
+    low, high = people_interval(correct, people)
+    found = people_auc(scores, same, people)            # Rate
+    found = people_difference(ours, theirs, people)     # value, low, high, p
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxface.eval import intervals
+from jaxface.eval import curves, delong, intervals
+
+_DRAWN = 1 << 22  # redrawn people held at a time
+
+
+class _Spread(NamedTuple):
+    """How a mean over dyads varies.
+
+    Attributes:
+        t: [P] what each person adds to the deviation.
+        variance: of the mean; not above 0 where the sample does not tell.
+        freedom: degrees of freedom of that variance.
+    """
+
+    t: np.ndarray
+    variance: float
+    freedom: float
 
 
 def people_interval(
@@ -24,23 +48,6 @@ def people_interval(
 ) -> tuple[float, float]:
     """Return an interval of a mean over pairs that share people.
 
-    Pairs that share a person are not independent: one hard face spoils all of its
-    pairs. So people are resampled, not pairs. A replicate draws a weight w_p for
-    each person (multinomial, mean 1); a pair of one person weighs w_a, a pair of
-    two w_a + w_b - 1, which is w_a w_b without the second-order noise. Its
-    deviation from the mean is then sum_p (w_p - 1) t_p / N, with t_p the sum of the
-    residuals of the pairs that touch p.
-
-    The weights' variance counts each two-person pair's own residual at both of its
-    ends: S = sum_p t_p^2 exceeds the dyadic cluster-robust variance by D, the
-    two-person residuals squared. The deviations are scaled to the variance S - D,
-    so only the shape is the bootstrap's. That variance is itself estimated from P
-    people: each replicate divides by a draw of sqrt(chi2 / (P - 1)), which turns
-    normal tails into Student's. The quantiles are taken on the logit scale, and
-    the interval is never narrower than Wilson's at either end: pairs that share
-    people tell no more than independent ones. It is meant for 30 people and more;
-    with 20 the 95 % interval holds the truth in about 92 % of simulated samples.
-
     Args:
         correct: [N] bool (or 0/1), the outcome of each pair.
         people: [N, 2] person ids; equal ids make a pair of one person.
@@ -49,43 +56,179 @@ def people_interval(
         seed: of the draws.
 
     Returns:
-        (low, high) in [0, 1].
+        (low, high) in [0, 1], by the logit scale, so that neither end leaves it; and
+        never narrower than Wilson's at either end, since pairs that share people tell
+        no more than independent ones. Meant for 30 people and more; with 20 the 95 %
+        interval holds the truth in 93 to 94 % of simulated samples.
 
     Raises:
         ValueError: on shapes that do not match, or fewer than two people.
-
-    S - D sums the products of residuals of all pairs that share a person: the
-    estimator of Fafchamps, Gubert 2007 and Aronow, Samii, Assenova 2015.
     """
-    correct, people = np.asarray(correct, bool), np.asarray(people)
-    if correct.ndim != 1 or people.shape != (len(correct), 2):
-        raise ValueError(
-            f"people {people.shape} for {correct.shape} pairs; wanted [N, 2] for [N]"
-        )
-    ids, ends = np.unique(people, return_inverse=True)
-    P = len(ids)
-    if P < 2:
-        raise ValueError(f"{P} people in {len(correct)} pairs; an interval needs two")
+    correct = np.asarray(correct, bool)
+    ends = _ends(people, len(correct), correct.shape)
     _, low, high = intervals.rate(int(correct.sum()), len(correct), level=level)
-
-    ends = ends.reshape(-1, 2)
-    mean = correct.mean()
-    two = ends[:, 0] != ends[:, 1]
-    residual = correct - mean
-    t = np.bincount(ends[:, 0], residual, P)
-    t += np.bincount(ends[two, 1], residual[two], P)  # [P]
-    target = np.sum(t**2) - np.sum(residual[two] ** 2)  # S - D
-    drawn = np.sum(t**2) - np.sum(t) ** 2 / P  # what multinomial weights give
-    # the dyadic estimate may be negative in small samples: Wilson's then stands
-    if min(target, drawn) <= 1e-9 * len(correct):
+    mean = float(correct.mean())
+    spread = _spread(correct - mean, ends, np.zeros(len(correct), int))
+    if spread.variance <= 0 or not 0 < mean < 1:
         return low, high
+    deviation = _deviations(spread, replicates=replicates, seed=seed)
+    below, above = _on_logit(mean, deviation, level)
+    return min(low, below), max(high, above)
 
+
+def people_auc(
+    scores: np.ndarray,
+    same: np.ndarray,
+    people: np.ndarray,
+    *,
+    level: float = 0.95,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> intervals.Rate:
+    """Compute the area under the ROC with an interval over people.
+
+    Arguments are those of `people_interval`, with scores [N] and same [N] bool for the
+    outcomes. The interval is never narrower than DeLong's of independent pairs.
+
+    The parts of the pairs are those of `delong.influence`.
+    """
+    scores, same = curves.checked(scores, same)
+    ends = _ends(people, len(scores), scores.shape)
+    value, low, high = delong.auc(scores, same, level=level)
+    spread = _spread(delong.influence(scores, same)[1], ends, same.astype(int))
+    if spread.variance <= 0 or not 0 < value < 1:
+        return intervals.Rate(value, low, high)
+    deviation = _deviations(spread, replicates=replicates, seed=seed)
+    below, above = _on_logit(value, deviation, level)
+    return intervals.Rate(value, min(low, below), max(high, above))
+
+
+def people_difference(
+    a: np.ndarray,
+    b: np.ndarray,
+    people: np.ndarray,
+    *,
+    level: float = 0.95,
+    replicates: int = 4000,
+    seed: int = 0,
+) -> intervals.Difference:
+    """Compare how often two models are right on the same pairs, over people.
+
+    Args:
+        a: [N] bool, where one model is right.
+        b: [N] bool, where the other is.
+        people: [N, 2] person ids.
+        level: confidence in (0, 1).
+        replicates: bootstrap draws; p is at least 1 / (replicates + 1).
+        seed: of the draws.
+
+    Returns:
+        The mean of a less that of b, its interval, and the two-sided p of no
+        difference. Their variance is never below that of independent pairs after
+        Agresti, Min 2005 (half a pair is added to each of the four outcomes).
+
+    Raises:
+        ValueError: on shapes that do not match, or fewer than two people.
+    """
+    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    if a.shape != b.shape:
+        raise ValueError(f"outcomes {a.shape} and {b.shape}; wanted [N] and [N]")
+    ends = _ends(people, len(a), a.shape)
+    each, N = a.astype(np.float64) - b, len(a)
+    value = float(each.mean())
+    spread = _spread(each - value, ends, np.zeros(N, int))
+    moved, wins = np.abs(each).sum() + 1, each.sum()
+    least = float(moved - wins**2 / (N + 2)) / (N + 2) ** 2
+    spread = spread._replace(variance=max(spread.variance, least))
+    deviation = _deviations(spread, replicates=replicates, seed=seed)
+    high, low = value - np.quantile(deviation, [(1 - level) / 2, (1 + level) / 2])
+    beyond = int(np.sum(np.abs(deviation) >= abs(value)))
+    p = (1 + beyond) / (1 + replicates)
+    return intervals.Difference(value, max(-1.0, float(low)), min(1.0, float(high)), p)
+
+
+def _ends(people: np.ndarray, N: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return people [N, 2] numbered from 0."""
+    people = np.asarray(people)
+    if len(shape) != 1 or people.shape != (N, 2):
+        raise ValueError(f"people {people.shape} for {shape} pairs; wanted [N, 2]")
+    ids, ends = np.unique(people, return_inverse=True)
+    if len(ids) < 2:
+        raise ValueError(f"{len(ids)} people in {N} pairs; an interval needs two")
+    return ends.reshape(N, 2)
+
+
+def _spread(residual: np.ndarray, ends: np.ndarray, group: np.ndarray) -> _Spread:
+    """Measure how a sum of group means varies when people do.
+
+    With S = sum_p t_p^2, and D the squares of two-person pairs, which S has at both of
+    their ends, S - D sums the products of all pairs that share a person: the estimator
+    of Fafchamps, Gubert 2007 and Aronow, Samii, Assenova 2015. Taking off the means
+    makes it too small, the more so the fewer the people. As Bell, McCaffrey 2002 do
+    for clusters, it is divided by its expectation in a model where it is known: every
+    pair is the sum of its people's independent effects of variance 1.
+
+    Args:
+        residual: [N] outcome less the mean of its group.
+        ends: [N, 2] people 0 .. P - 1.
+        group: [N] int, 0 .. G - 1; each mean has its own weight 1/n.
+
+    Returns:
+        A `_Spread`, with as many degrees of freedom as people touched equally often
+        would have: (sum v)^2 / sum v^2 - 1 with v_p = (Var's part of p).
+    """
+    P, two = int(ends.max()) + 1, ends[:, 0] != ends[:, 1]
+    n = np.bincount(group)
+    w = 1 / n[group]  # [N]
+
+    def touched(x: np.ndarray) -> np.ndarray:
+        return np.bincount(ends[:, 0], x, P) + np.bincount(ends[two, 1], x[two], P)
+
+    t = touched(w * residual)
+    found = t @ t - np.sum((w * residual)[two] ** 2)  # S - D
+    # The model: t = M u with M = A - sum_g d_g d_g^T / n_g^2, where A_pq weighs the
+    # pairs of p and q and d_g counts the pairs of group g that touch p.
+    d = np.stack([touched((group == g) * 1.0) for g in range(len(n))])  # [G, P]
+    key = ends.min(axis=1)[two] * P + ends.max(axis=1)[two]
+    _, place = np.unique(key, return_inverse=True)
+    a2 = np.sum(touched(w) ** 2) + 2 * np.sum(np.bincount(place, w[two]) ** 2)
+    along = d[:, ends[:, 0]] + np.where(two, d[:, ends[:, 1]], 0.0)  # [G, N] b_i . d_g
+    gram, n2 = d @ d.T, n.astype(np.float64) ** 2
+    expected = a2 - 2 * np.sum((w * along**2).sum(axis=1) / n2)
+    expected += np.sum(gram**2 / np.outer(n2, n2))
+    own = along[group, np.arange(len(group))] * w
+    doubled = 2 - 2 * own + np.diag(gram)[group] * w**2
+    expected -= np.sum((w**2 * doubled)[two])
+    part = touched(w) ** 2
+    freedom = part.sum() ** 2 / np.sum(part**2) - 1
+    if expected <= 1e-9 * part.sum():  # too few people for any of it to show
+        return _Spread(t, 0.0, max(freedom, 1.0))
+    return _Spread(t, float(found * part.sum() / expected), max(freedom, 1.0))
+
+
+def _deviations(spread: _Spread, *, replicates: int, seed: int) -> np.ndarray:
+    """Draw deviations of a mean [replicates]: redrawn people, Student's tails.
+
+    The variance is itself estimated, from few people: each draw is divided by one of
+    sqrt(chi2 / freedom), which turns normal tails into Student's.
+    """
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(P, np.full(P, 1 / P), replicates)  # [R, P]
-    deviation = (weights @ t - t.sum()) * math.sqrt(target / drawn) / len(correct)
-    deviation /= np.sqrt(rng.chisquare(P - 1, replicates) / (P - 1))
-    # on the logit scale by the delta method, so that neither end leaves [0, 1]
-    logit = math.log(mean / (1 - mean)) + deviation / (mean * (1 - mean))
+    t, P = spread.t - spread.t.mean(), len(spread.t)
+    shape = math.sqrt(t @ t)
+    if shape <= 1e-12 * math.sqrt(spread.variance):
+        drawn = rng.standard_normal(replicates)
+    else:
+        t, rows = t / shape, max(1, _DRAWN // P)
+        sizes = (min(rows, replicates - i) for i in range(0, replicates, rows))
+        who = (rng.integers(P, size=(size, P), dtype=np.int32) for size in sizes)
+        drawn = np.concatenate([t[redrawn].sum(axis=1) for redrawn in who])
+    tails = np.sqrt(rng.chisquare(spread.freedom, replicates) / spread.freedom)
+    return drawn * math.sqrt(spread.variance) / tails
+
+
+def _on_logit(value: float, deviation: np.ndarray, level: float) -> tuple[float, float]:
+    """Return the ends of an interval by the delta method on the logit scale."""
+    logit = math.log(value / (1 - value)) + deviation / (value * (1 - value))
     tails = np.quantile(logit, [(1 - level) / 2, (1 + level) / 2])
-    below, above = 0.5 + 0.5 * np.tanh(tails / 2)
-    return min(low, float(below)), max(high, float(above))
+    low, high = 0.5 + 0.5 * np.tanh(tails / 2)
+    return float(low), float(high)

@@ -2,13 +2,14 @@
 
 One law: no pair is judged by a threshold that saw it, unless there is one fold only.
 
-    found = kfold_accuracy(cos, same, fold)
-    found.mean, found.accuracy, found.threshold
+    found = kfold_accuracy(cos, same, fold)      # insightface's grid of thresholds
+    found = view2(cos, same, fold)               # LFW's own text
+    found.mean, found.standard_error, found.threshold
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -19,18 +20,21 @@ DISTANCES = np.arange(0, 4, 0.01)
 
 
 class KFold(NamedTuple):
-    """What `kfold_accuracy` found.
+    """Accuracy over K folds.
 
     Attributes:
         mean, std: of the K held-out accuracies; std divides by K, as NumPy does.
+        standard_error: of the mean: the deviation that divides by K - 1, over sqrt(K);
+            NaN for one fold.
         accuracy: [K] held-out accuracy of each fold.
-        threshold: [K] cosine above which the fold's pairs were accepted.
+        threshold: [K] cosine that parts the fold's pairs.
         accepted: [N] bool, the held-out decision on each pair.
         correct: [N] bool, whether that decision was right.
     """
 
     mean: float
     std: float
+    standard_error: float
     accuracy: np.ndarray
     threshold: np.ndarray
     accepted: np.ndarray
@@ -38,7 +42,7 @@ class KFold(NamedTuple):
 
 
 def kfold_accuracy(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> KFold:
-    """Measure accuracy with the threshold chosen on the other folds.
+    """Measure accuracy with the threshold chosen on the other folds, from a grid.
 
     The protocol of LFW View 2 as insightface computes it (arcface_torch
     eval/verification.py): squared distance d = 2 - 2 cos of unit embeddings,
@@ -60,6 +64,41 @@ def kfold_accuracy(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> KF
     scores, same = curves.checked(scores, same, classes=False)
     if np.max(np.abs(scores)) > 1 + 1e-6:
         raise ValueError(f"scores reach {np.max(np.abs(scores)):g}; wanted cosines")
+    fold = _folds(fold, same)
+    distance = 2 - 2 * scores
+    best = _best(distance, same, fold, DISTANCES, side="left")
+    accepted = distance < DISTANCES[best][fold]
+    return _result(accepted, same, fold, threshold=1 - DISTANCES[best] / 2)
+
+
+def view2(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> KFold:
+    """Measure accuracy as the text of LFW defines it for View 2.
+
+    Each fold is judged by the threshold of highest accuracy on all other folds, out of
+    every score they have (accepted at and above it) and infinity; among equals by the
+    highest. The estimate is the mean over folds with its standard error.
+
+    Args:
+        scores: [N] similarity, higher is closer, of any range.
+        same: [N] bool, True for a genuine pair.
+        fold: [N] ids 0 .. K - 1.
+
+    Raises:
+        ValueError: on scores that are not finite, or a fold without pairs.
+
+    Huang et al. 2007, section IV, equations of the mean accuracy and its error.
+    """
+    scores, same = curves.checked(scores, same, classes=False)
+    fold = _folds(fold, same)
+    # Thresholds fall as distances rise. Scores of the fold itself are candidates too,
+    # but decide the others as the next score above does, and that comes first.
+    levels = np.append(-np.inf, np.unique(-scores))
+    best = _best(-scores, same, fold, levels, side="right")
+    threshold = -levels[best]
+    return _result(scores >= threshold[fold], same, fold, threshold=threshold)
+
+
+def _folds(fold: np.ndarray, same: np.ndarray) -> np.ndarray:
     fold = np.asarray(fold)
     sizes = np.bincount(fold, minlength=1)
     if fold.shape != same.shape or not sizes.all():
@@ -67,28 +106,44 @@ def kfold_accuracy(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> KF
             f"fold: {fold.shape} ids with sizes {sizes.tolist()}; wanted"
             f" one id per pair {same.shape}, from 0 and none left out"
         )
-    distance = 2 - 2 * scores
-    right = np.stack(
-        [_right(distance[fold == k], same[fold == k]) for k in range(len(sizes))]
-    )  # [K, T]
-    others = right.sum(axis=0, keepdims=True) - right if len(sizes) > 1 else right
-    best = np.argmax(others, axis=1)  # the first of equals, as the reference
-    accuracy = right[np.arange(len(sizes)), best] / sizes
-    accepted = distance < DISTANCES[best][fold]
+    return fold
+
+
+def _best(
+    distance: np.ndarray,
+    same: np.ndarray,
+    fold: np.ndarray,
+    levels: np.ndarray,
+    *,
+    side: Literal["left", "right"],
+) -> np.ndarray:
+    """Return for each fold the first level [K] that is best on the other folds.
+
+    A distance is accepted below a level; with side="right" also at it.
+    """
+    K = int(fold.max()) + 1
+    right = np.empty((K, len(levels)), np.int32)
+    for k in range(K):
+        genuine, impostor = (
+            np.searchsorted(np.sort(distance[of & (fold == k)]), levels, side=side)
+            for of in (same, ~same)
+        )
+        right[k] = genuine + np.sum(~same & (fold == k)) - impostor
+    others = right.sum(axis=0, keepdims=True) - right if K > 1 else right
+    return np.argmax(others, axis=1)
+
+
+def _result(
+    accepted: np.ndarray, same: np.ndarray, fold: np.ndarray, *, threshold: np.ndarray
+) -> KFold:
+    correct, K = accepted == same, len(threshold)
+    accuracy = np.bincount(fold, correct) / np.bincount(fold)
     return KFold(
         mean=float(accuracy.mean()),
         std=float(accuracy.std()),
+        standard_error=float(accuracy.std(ddof=1) / K**0.5) if K > 1 else float("nan"),
         accuracy=accuracy,
-        threshold=1 - DISTANCES[best] / 2,
+        threshold=threshold,
         accepted=accepted,
-        correct=accepted == same,
+        correct=correct,
     )
-
-
-def _right(distance: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Count right decisions at every threshold, [T]."""
-    genuine, impostor = (
-        np.searchsorted(np.sort(distance[of]), DISTANCES, side="left")
-        for of in (same, ~same)
-    )
-    return genuine + np.sum(~same) - impostor

@@ -28,6 +28,20 @@ class Rate(NamedTuple):
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
+class Difference(NamedTuple):
+    """A difference of two rates in [-1, 1], the ends of its interval, and its p.
+
+    Attributes:
+        value, low, high: of the first less the second.
+        p: two-sided, of no difference.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
 def rate(successes: int, n: int, *, level: float = 0.95) -> Rate:
     """Return successes / n with its Wilson interval; 0 in [0, 1] where n is 0."""
     low, high = wilson(successes, n, level=level)

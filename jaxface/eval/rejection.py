@@ -25,7 +25,7 @@ class Calibration(NamedTuple):
         stated: [B] mean probability of a bin; NaN for an empty one.
         happened: [B] share of what came true; NaN for an empty one.
         low, high: [B] its 95 % interval.
-        count: [B] int.
+        pairs: [B] int, how many.
     """
 
     error: float
@@ -33,7 +33,7 @@ class Calibration(NamedTuple):
     happened: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    count: np.ndarray
+    pairs: np.ndarray
 
 
 def error_against_reject(
@@ -63,7 +63,7 @@ def error_against_reject(
         raise ValueError(f"{bad} of {len(quality)} qualities are not finite")
     _, level = np.unique(quality, return_inverse=True)
     left, errors = (np.cumsum(np.bincount(level, w)[::-1])[::-1] for w in (None, wrong))
-    return 1 - left / len(quality), errors / left
+    return (len(quality) - left) / len(quality), errors / left
 
 
 def area_under(x: np.ndarray, y: np.ndarray, *, most: float) -> float:
