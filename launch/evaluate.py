@@ -2,6 +2,7 @@
 
     python launch/evaluate.py --workdir=/tmp/run
     python launch/evaluate.py --workdir=/tmp/run --step=latest --pack=lfw.bin --leaks
+    python launch/evaluate.py --workdir=/tmp/run --line="a=folder(path='x')|clustering"
 
 Prints a table, writes WORKDIR/eval/<step>/<set>.json and, with --report, one
 self-contained page.
@@ -27,8 +28,12 @@ _SETS = flags.DEFINE_list("sets", [], "Only these sets of the config; all if emp
 _PACKS = flags.DEFINE_multi_string(
     "pack", [], "Evaluate this insightface .bin pack instead of the config's sets."
 )
+_LINES = flags.DEFINE_multi_string(
+    "line", [], "Evaluate this set, NAME=LINE, instead of the config's sets."
+)
 _FOLDS = flags.DEFINE_integer("folds", 10, "Folds of the packs.")
 _NAMES = flags.DEFINE_string("names", None, "LFW pairs.txt: who is in the packs.")
+_COUNTS = ("pairs", "mated", "searches", "images", "count")  # what a headline is of
 _REPORT = flags.DEFINE_string("report", None, "Where to write an HTML report.")
 _LEAKS = flags.DEFINE_bool(
     "leaks", False, "Also look for people of the sets among those trained on."
@@ -40,9 +45,10 @@ def main() -> None:
     cli.log_to_stderr()
     config = experiment.saved_config(_WORKDIR.value)
     parallel.start(cpu_devices=config.mesh.cpu_devices)
-    if _PACKS.value:
+    if _PACKS.value or _LINES.value:
+        packs = {pathlib.Path(p).stem: line(p) for p in _PACKS.value}
         with config.unlocked():
-            config.eval.sets = {pathlib.Path(p).stem: line(p) for p in _PACKS.value}
+            config.eval.sets = packs | dict(map(named, _LINES.value))
     for name in _SETS.value:
         if name not in config.eval.sets:
             raise spec.unknown("--sets: evaluation set", name, config.eval.sets)
@@ -50,7 +56,7 @@ def main() -> None:
         with config.unlocked():
             config.eval.sets = {name: config.eval.sets[name] for name in _SETS.value}
     run = assembly.build(config, for_training=False)
-    if not run.evaluators:
+    if not run.evaluators and not run.skipped:
         raise ValueError("nothing to evaluate: the config has no sets; give --pack")
     step, results = experiment.evaluate(run, _WORKDIR.value, step=_STEP.value)
     if _LEAKS.value:
@@ -68,8 +74,10 @@ def main() -> None:
         write_report(run, results)
         print(f"\nreport: {_REPORT.value}")
     print()
-    for result in results.values():
-        print(headline(result.scalars))
+    for name, result in results.items():
+        print(headline(name, result.scalars))
+    for name, why in run.skipped.items():
+        print(f"{name} skipped: {why}")
 
 
 def write_report(run: assembly.Run, results: dict[str, types.Result]) -> None:
@@ -128,13 +136,25 @@ def line(path: str) -> str:
     )
 
 
-def headline(s: dict[str, float]) -> str:
-    """Return the one line to remember of a result."""
-    low, high = s["accuracy_low"], s["accuracy_high"]
-    interval = f"accuracy {s['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
-    if "pairs" in s:
-        return f"verification {interval} on {s['pairs']:.0f} pairs, chance 0.5"
-    return f"{interval} on {s['count']:.0f} images, majority {s['majority']:.3f}"
+def named(text: str) -> tuple[str, str]:
+    """Return (name, line) of `--line`."""
+    name, equals, of = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(
+            f"--line={text!r}: wanted NAME=LINE, as in"
+            " album=folder(path='album')|clustering"
+        )
+    return name, of
+
+
+def headline(name: str, scalars: dict[str, float]) -> str:
+    """Return the one line to remember: the first scalar, and of how many."""
+    first, value = next(iter(scalars.items()))
+    text = f"{name}: {first} {value:.3f}"
+    if f"{first}_low" in scalars:
+        text += f" [{scalars[f'{first}_low']:.3f}, {scalars[f'{first}_high']:.3f}]"
+    of = next((n for n in _COUNTS if n in scalars), None)
+    return f"{text} on {scalars[of]:.0f} {of}" if of else text
 
 
 if __name__ == "__main__":
