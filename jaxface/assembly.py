@@ -271,8 +271,12 @@ class Run:
             order=self.order,
             split=True,
         )
-        workers = c.workers or os.cpu_count() or 1
-        return module.Loader(order, start_step=start, workers=workers)
+        return module.Loader(order, start_step=start, workers=self.workers)
+
+    @property
+    def workers(self) -> int:
+        """Threads that read and decode."""
+        return self.config.data.workers or os.cpu_count() or 1
 
     @functools.cached_property
     def finish(self) -> Callable[[Batch], Batch]:
@@ -344,6 +348,7 @@ class Run:
             source,
             degraded(self.eval_pipeline, line) if line else self.eval_pipeline,
             batch_size=self.config.eval.batch_size,
+            workers=self.workers,
             seed=_SEED if line else None,
         )
 

@@ -113,7 +113,7 @@ def add_leaks(run: assembly.Run, results: dict[str, types.Result]) -> None:
     found = experiment.leaks(run, _WORKDIR.value, step=_STEP.value)
     for name, result in results.items():
         if name not in found:
-            print(f"\n{name}: leaks not looked for, it is no list of pairs")
+            print(f"\n{name}: leaks not looked for: whose its images are is unknown")
             continue
         leak = found[name]
         result.scalars.update((k, float(v)) for k, v in leak.scalars.items())
