@@ -34,7 +34,6 @@ from jaxface.train import step as steps
 from jaxface.types import (
     Batch,
     Batches,
-    Embed,
     Evaluator,
     Loss,
     Named,
@@ -44,6 +43,7 @@ from jaxface.types import (
 )
 
 AXIS = "data"
+_SEED = 0  # of what degradations draw: the same for every network that is evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,8 +270,12 @@ class Run:
             order=self.order,
             split=True,
         )
-        workers = c.workers or os.cpu_count() or 1
-        return module.Loader(order, start_step=start, workers=workers)
+        return module.Loader(order, start_step=start, workers=self.workers)
+
+    @property
+    def workers(self) -> int:
+        """Threads that read and decode."""
+        return self.config.data.workers or os.cpu_count() or 1
 
     @functools.cached_property
     def finish(self) -> Callable[[Batch], Batch]:
@@ -302,12 +306,10 @@ class Run:
             yield ahead.pop(0)
 
     @functools.cached_property
-    def forward(self) -> embed.Forward:
-        """The compiled forward pass of evaluation."""
-        apply = self.model.apply
-        if self.config.eval.embed == "flip_sum":
-            apply = embed.flip_sum(apply)
-        return embed.compile_forward(apply, mesh=self.mesh, axis=AXIS)
+    def passes(self) -> embed.Passes:
+        """The ways of evaluation through the network, each compiled once."""
+        flip = self.config.eval.embed == "flip_sum"
+        return embed.make_passes(self.model, mesh=self.mesh, axis=AXIS, flip=flip)
 
     def abstract_variables(
         self, shape: tuple[int, int, int], *, model: Any = None
@@ -323,26 +325,30 @@ class Run:
 
     def evaluate(self, variables: Any) -> dict[str, Result]:
         """Run every evaluator on the network with these variables."""
-        embedder = self.embedder(variables)
-        return {name: e.run(embedder) for name, e in self.evaluators.items()}
+        network = self.embedder(variables)
+        return {name: e.run(network) for name, e in self.evaluators.items()}
 
-    def embedder(self, variables: Any) -> Embed:
+    def embedder(self, variables: Any) -> embed.Network:
         """Make the function from a source to its embeddings, in order."""
-        rows = self.rows(variables)
-        return lambda source: embed.whole(rows(source))[0]
-
-    def rows(self, variables: Any) -> Callable[[Source], Iterator[embed.Rows]]:
-        """Make the function from a source to its (embeddings, labels), by batch."""
-        return embed.make_rows(
-            self.forward,
+        return embed.Network(
+            self.passes,
             variables,
-            mesh=self.mesh,
-            axis=AXIS,
-            one_pass=functools.partial(
-                host.batches_once,
-                pipeline=self.eval_pipeline,
-                batch_size=self.config.eval.batch_size,
-            ),
+            self.mesh,
+            AXIS,
+            self._in_order,
+            self.eval_pipeline.span,
+        )
+
+    def _in_order(self, source: Source, line: str) -> Iterator[Batch]:
+        how = self.eval_pipeline
+        if line:
+            how = how.inserted(ops.parse(f"decode|{line}"))
+        return host.batches_once(
+            source,
+            how,
+            batch_size=self.config.eval.batch_size,
+            workers=self.workers,
+            seed=_SEED if line else None,
         )
 
 

@@ -1,7 +1,7 @@
 """Restore a checkpoint and evaluate it; the saved config rebuilds the model.
 
     python launch/evaluate.py --workdir=/tmp/run
-    python launch/evaluate.py --workdir=/tmp/run --step=latest --pack=lfw.bin
+    python launch/evaluate.py --workdir=/tmp/run --step=latest --pack=lfw.bin --leaks
     python launch/evaluate.py --workdir=/tmp/run --line="a=folder(path='x')|clustering"
 
 Prints a table, writes WORKDIR/eval/<step>/<set>.json and, with --report, one
@@ -35,6 +35,9 @@ _FOLDS = flags.DEFINE_integer("folds", 10, "Folds of the packs.")
 _NAMES = flags.DEFINE_string("names", None, "LFW pairs.txt: who is in the packs.")
 _COUNTS = ("pairs", "mated", "searches", "images", "count")  # what a headline is of
 _REPORT = flags.DEFINE_string("report", None, "Where to write an HTML report.")
+_LEAKS = flags.DEFINE_bool(
+    "leaks", False, "Also look for people of the sets among those trained on."
+)
 
 
 def main() -> None:
@@ -56,6 +59,8 @@ def main() -> None:
     if not run.evaluators and not run.skipped:
         raise ValueError("nothing to evaluate: the config has no sets; give --pack")
     step, results = experiment.evaluate(run, _WORKDIR.value, step=_STEP.value)
+    if _LEAKS.value:
+        add_leaks(run, results)
 
     directory = pathlib.Path(_WORKDIR.value) / "eval" / str(step)
     directory.mkdir(parents=True, exist_ok=True)
@@ -101,6 +106,26 @@ def write_report(run: assembly.Run, results: dict[str, types.Result]) -> None:
             "system": f"{platform.system()} {platform.machine()}",
         },
     )
+
+
+def add_leaks(run: assembly.Run, results: dict[str, types.Result]) -> None:
+    """Put beside each score how many of its people were trained on; print who."""
+    found = experiment.leaks(run, _WORKDIR.value, step=_STEP.value)
+    for name, result in results.items():
+        if name not in found:
+            print(f"\n{name}: leaks not looked for: whose its images are is unknown")
+            continue
+        leak = found[name]
+        result.scalars.update((k, float(v)) for k, v in leak.scalars.items())
+        names = run.class_names
+        print(
+            f"\n{name}: {leak.scalars['leaked_people']} of {leak.people} people are"
+            f" taken for some of the {leak.classes} trained on,"
+            f" {leak.scalars['leaked_false_alarms']:.2g} by chance; the nearest:"
+        )
+        for m in leak.matches[:5]:
+            who = names[m.label] if names else f"class {m.label}"
+            print(f"  {m.similarity:.3f}  {who}")
 
 
 def line(path: str) -> str:
