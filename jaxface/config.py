@@ -43,6 +43,9 @@ def base() -> ml_collections.ConfigDict:
     # "mixed(weights=(3, 1))": the sets of a `merged` source by weight;
     # "curriculum(path='scores.npy')": the easiest images first.
     c.data.sampler = "uniform"
+    # Images mixed on the devices, of losses.mixing: "mixup(alpha=0.2)" or
+    # "cutmix(alpha=1.0, p=0.5)", for losses softmax and partial_fc. "": none.
+    c.data.mix = ""
     c.data.loader = "tfdata"  # or "host", which needs no TensorFlow
     c.data.workers = 0  # threads that read and decode; 0: one per core
     c.data.batch_size = 128  # images per step, over all devices
@@ -66,6 +69,9 @@ def base() -> ml_collections.ConfigDict:
     c.loss = ml_collections.ConfigDict()
     c.loss.name = "softmax(scale=64.0)"  # a module of jaxface.losses
     c.loss.margin = "arcface(m=0.5)"  # a rule of losses.margin; "" where none is
+    # "one" head for everybody, or "per_set": people of different sets of a `merged`
+    # source are not each other's negatives. For losses softmax and partial_fc.
+    c.loss.heads = "one"
     # Losses added to it, each times its weight, as in "center(weight=0.003)"; joined
     # by "|". "" is none.
     c.loss.also = ""
@@ -174,6 +180,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _choice(c, "mesh.how", ("jit", "pmap"))
     _choice(c, "eval.embed", ("flip_sum", "output"))
     _choice(c, "init.head", ("new", "grow"))
+    _choice(c, "loss.heads", ("one", "per_set"))
     _choice(c, "model.dtype", ("float32", "bfloat16", "float16", "float64"))
     for key in (
         "data.batch_size",
