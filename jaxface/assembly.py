@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxface import checks, config, embed, lora, losses, models, parallel, spec
 from jaxface import eval as protocols
-from jaxface.data import host, ops, pipeline, samplers, sources, stream
+from jaxface.data import host, ops, pipeline, samplers, service, sources, stream
 from jaxface.losses import joint, mixing
 from jaxface.train import multipliers, optim, sampled, schedules
 from jaxface.train import step as steps
@@ -63,6 +63,7 @@ class Run:
         make_order: sampler, still without the images.
         also: (name, weight, loss still without classes) of what is added to it.
         mix: how images of a batch are mixed, or None.
+        connect: to other machines that make the batches, or None.
         make_tx: optimizer, still without a schedule.
         make_schedule: schedule, still without lengths.
     """
@@ -77,6 +78,7 @@ class Run:
     make_loss: Callable[..., Any]
     also: tuple[tuple[str, float, Callable[..., Any]], ...]
     mix: mixing.Mix | None
+    connect: Callable[..., service.Loader] | None
     make_tx: Callable[..., Any]
     make_schedule: Callable[..., Any]
 
@@ -258,19 +260,39 @@ class Run:
 
     def loader(self, start: int) -> Batches:
         """Return this process's batches from a step on."""
+        here = {"host": jax.process_index(), "hosts": jax.process_count()}
+        if self.connect is None:
+            return self._loader(self._stream(**here), start)
+        return self.connect(config.batches(self.config), start_step=start, **here)
+
+    def served(self, ask: service.Ask) -> Batches:
+        """Return the batches that a trainer on another machine asks for."""
+        ours = config.batches(self.config)
+        if ask.about != ours:
+            raise ValueError(
+                f"the trainer wants batches of {ask.about}, this worker makes those of"
+                f" {ours}; start both with the same recipe"
+            )
+        every = self._stream(host=ask.host, hosts=ask.hosts)
+        return self._loader(every.strided(ask.first, ask.every), 0)
+
+    def _stream(self, *, host: int, hosts: int) -> stream.Stream:
         c = self.config.data
-        module = _tfdata() if c.loader == "tfdata" else host
-        order = stream.Stream(
+        return stream.Stream(
             self.source,
             self.pipeline,
             batch_size=c.batch_size,
             seed=self.config.seed,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
+            host=host,
+            hosts=hosts,
             max_bad=c.max_bad,
             order=self.order,
             split=True,
         )
+
+    def _loader(self, order: stream.Stream, start: int) -> Batches:
+        c = self.config.data
+        module = _tfdata() if c.loader == "tfdata" else host
         workers = c.workers or os.cpu_count() or 1
         return module.Loader(order, start_step=start, workers=workers)
 
@@ -369,6 +391,9 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
         make_loss=_bound(losses, c.loss.name, kind="loss", default="Loss"),
         also=_also(c.loss.also),
         mix=_mix(c.data.mix),
+        connect=_member(service, c.data.service, kind="service")()
+        if c.data.service
+        else None,
         make_tx=_member(optim, c.optim.name, kind="optimizer"),
         make_schedule=_member(schedules, c.optim.schedule, kind="schedule"),
     )

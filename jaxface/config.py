@@ -24,7 +24,15 @@ import ml_collections
 FORMAT = 1  # of a saved config and checkpoint; a reader refuses a newer one
 
 # What may change between two runs in one workdir: it does not touch the result.
-FREE = ("checkpoint", "eval", "log", "mesh", "data.loader", "data.workers")
+FREE = (
+    "checkpoint",
+    "eval",
+    "log",
+    "mesh",
+    "data.loader",
+    "data.workers",
+    "data.service",
+)
 
 _UNITS = ("steps", "epochs", "examples", "percent")
 
@@ -48,6 +56,9 @@ def base() -> ml_collections.ConfigDict:
     c.data.mix = ""
     c.data.loader = "tfdata"  # or "host", which needs no TensorFlow
     c.data.workers = 0  # threads that read and decode; 0: one per core
+    # Other machines that make the batches, with launch/serve.py, as in
+    # "workers(('a:7070', 'b:7070'), key='key.txt')"; "": this one.
+    c.data.service = ""
     c.data.batch_size = 128  # images per step, over all devices
     c.data.max_bad = 0.01  # largest share of unreadable images before stopping
 
@@ -287,6 +298,13 @@ def loads(text: str) -> ml_collections.ConfigDict:
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"not a config this version can read: {error}") from None
     return config
+
+
+def batches(c: ml_collections.ConfigDict) -> str:
+    """Return as text all that decides what is in a batch before it is mixed."""
+    free = {f.removeprefix("data.") for f in FREE} | {"mix"}
+    data = {k: v for k, v in c.data.to_dict().items() if k not in free}
+    return json.dumps({"seed": c.seed} | data, sort_keys=True)
 
 
 def differences(
