@@ -27,8 +27,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxface import checks, config, embed, lora, losses, models, parallel, spec
 from jaxface import eval as protocols
-from jaxface.data import host, ops, pipeline, samplers, sources, stream
-from jaxface.losses import joint
+from jaxface.data import host, ops, pipeline, samplers, service, sources, stream
+from jaxface.losses import joint, mixing
 from jaxface.train import multipliers, optim, sampled, schedules
 from jaxface.train import step as steps
 from jaxface.types import (
@@ -64,6 +64,8 @@ class Run:
         make_loss: head and loss, still without classes.
         make_order: sampler, still without the images.
         also: (name, weight, loss still without classes) of what is added to it.
+        mix: how images of a batch are mixed, or None.
+        connect: to other machines that make the batches, or None.
         make_tx: optimizer, still without a schedule.
         make_schedule: schedule, still without lengths.
     """
@@ -78,6 +80,8 @@ class Run:
     make_order: Callable[..., samplers.Order]
     make_loss: Callable[..., Any]
     also: tuple[tuple[str, float, Callable[..., Any]], ...]
+    mix: mixing.Mix | None
+    connect: Callable[..., service.Loader] | None
     make_tx: Callable[..., Any]
     make_schedule: Callable[..., Any]
 
@@ -143,6 +147,8 @@ class Run:
         given: dict[str, Any] = {"num_classes": self.source.num_classes}
         if checks.takes_margin(self.make_loss):
             given["margin"] = self.config.loss.margin
+        if self.config.loss.heads == "per_set":
+            given["sets"] = checks.class_sets(self)
         main = self.make_loss(**given)
         if not self.also:
             return main
@@ -257,19 +263,38 @@ class Run:
 
     def loader(self, start: int) -> Batches:
         """Return this process's batches from a step on."""
+        here = {"host": jax.process_index(), "hosts": jax.process_count()}
+        if self.connect is None:
+            return self._loader(self._stream(**here), start)
+        return self.connect(config.batches(self.config), start_step=start, **here)
+
+    def served(self, ask: service.Ask) -> Batches:
+        """Return the batches that a trainer on another machine asks for."""
+        ours = config.batches(self.config)
+        if ask.about != ours:
+            raise ValueError(
+                f"the trainer wants batches of {ask.about}, this worker makes those of"
+                f" {ours}; start both with the same recipe"
+            )
+        every = self._stream(host=ask.host, hosts=ask.hosts)
+        return self._loader(every.strided(ask.first, ask.every), 0)
+
+    def _stream(self, *, host: int, hosts: int) -> stream.Stream:
         c = self.config.data
-        module = _tfdata() if c.loader == "tfdata" else host
-        order = stream.Stream(
+        return stream.Stream(
             self.source,
             self.pipeline,
             batch_size=c.batch_size,
             seed=self.config.seed,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
+            host=host,
+            hosts=hosts,
             max_bad=c.max_bad,
             order=self.order,
             split=True,
         )
+
+    def _loader(self, order: stream.Stream, start: int) -> Batches:
+        module = _tfdata() if self.config.data.loader == "tfdata" else host
         return module.Loader(order, start_step=start, workers=self.workers)
 
     @property
@@ -282,17 +307,15 @@ class Run:
         """What a line of preprocessing leaves to be done on the devices, compiled."""
         _, rest = self.pipeline.split()
 
-        def finished(image: jax.Array, numbers: jax.Array) -> jax.Array:
-            return rest.batch(jnp, image, numbers)
-
-        split = NamedSharding(self.mesh, P(AXIS))
-        compiled = jax.jit(finished, out_shardings=split)
-
-        def finish(batch: Batch) -> Batch:
+        def finished(batch: Batch) -> Batch:
             facts = {k: v for k, v in batch.items() if k != "numbers"}
-            return {**facts, "image": compiled(batch["image"], batch["numbers"])}
+            image = rest.batch(jnp, batch["image"], batch["numbers"])
+            done = {**facts, "image": image}
+            if self.mix is None:
+                return done
+            return mixing.mixed(done, mix=self.mix, seed=self.config.seed)
 
-        return finish
+        return jax.jit(finished, out_shardings=NamedSharding(self.mesh, P(AXIS)))
 
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Yield global device batches, one placed ahead of the one in use."""
@@ -377,6 +400,10 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
         make_order=_member(samplers, c.data.sampler, kind="sampler"),
         make_loss=_bound(losses, c.loss.name, kind="loss", default="Loss"),
         also=_also(c.loss.also),
+        mix=_mix(c.data.mix),
+        connect=_member(service, c.data.service, kind="service")()
+        if c.data.service
+        else None,
         make_tx=_member(optim, c.optim.name, kind="optimizer"),
         make_schedule=_member(schedules, c.optim.schedule, kind="schedule"),
     )
@@ -457,6 +484,22 @@ def _also(line: str) -> tuple[tuple[str, float, Any], ...]:
         make = spec.module(losses, call, kind="loss", default="Loss")
         out.append((call.name, weight, spec.bind(make, call)))
     return tuple(out)
+
+
+def _mix(line: str) -> mixing.Mix | None:
+    """Read `data.mix`; wrong hyper-parameters fail here."""
+    if not line:
+        return None
+    call = spec.parse_one(line)
+    known = {m.__name__: m for m in (mixing.mixup, mixing.cutmix)}
+    if call.name not in known:
+        raise spec.unknown("data.mix", call.name, known)
+    mix = spec.bind(known[call.name], call)
+    image = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    jax.eval_shape(
+        mix, image, image, jax.eval_shape(jax.random.split, jax.random.key(0))
+    )
+    return mix
 
 
 def _member(module: Any, line: str, *, kind: str) -> Any:

@@ -88,6 +88,7 @@ def check_training(run: Run) -> None:
         )
     _ = run.loss, run.tx, run.order  # opens the images, binds what is left
     _check_sampling(run)
+    _check_mix(run)
     _check_pairs(run)
     _check_teacher(run)
     if run.rules:
@@ -162,6 +163,48 @@ def _check_pairs(run: Run) -> None:
             " config.data.sampler = 'pk(k=4)'",
             100 * alone,
         )
+
+
+def class_sets(run: Run) -> tuple[int, ...]:
+    """Return how many classes each set of the images has, for heads of their own.
+
+    Raises:
+        ValueError: a loss without such heads, images of no sets, or shared people.
+    """
+    c, source = run.config, run.source
+    if "sets" not in inspect.signature(run.make_loss.func).parameters:
+        raise ValueError(
+            f"loss.heads is 'per_set', and loss {c.loss.name!r} has one head; wanted"
+            " loss 'softmax' or 'partial_fc', or heads 'one'"
+        )
+    if not hasattr(source, "sets"):
+        raise ValueError(
+            "loss.heads is 'per_set', and data.source is of no sets; wanted"
+            f" merged({{...}}) as its last part, got {c.data.source!r}"
+        )
+    if source.sets is None:
+        raise ValueError(
+            "loss.heads is 'per_set', and people of data.source are in several sets,"
+            " so in several heads; wanted sets without shared people (leave out"
+            " `shared=`), or heads 'one', for shared people are known to be the same"
+        )
+    return source.sets
+
+
+def _check_mix(run: Run) -> None:
+    """Refuse mixed images for losses that know one label of each."""
+    c, losses = run.config, joint.parts(run.loss)
+    if not c.data.mix:
+        return
+    if len(losses) > 1 or not getattr(losses[0], "mixes", False):
+        also = f" and loss.also {c.loss.also!r}" if c.loss.also else ""
+        raise ValueError(
+            f"data.mix is {c.data.mix!r}, which gives an image two labels, and loss"
+            f" {c.loss.name!r}{also} wants one person in each image; wanted 'softmax'"
+            " or 'partial_fc' alone, or data.mix ''"
+        )
+    if c.data.batch_size < 2:
+        raise ValueError("data.mix wants a data.batch_size of 2 or more, got 1")
 
 
 def _check_teacher(run: Run) -> None:

@@ -24,7 +24,15 @@ import ml_collections
 FORMAT = 1  # of a saved config and checkpoint; a reader refuses a newer one
 
 # What may change between two runs in one workdir: it does not touch the result.
-FREE = ("checkpoint", "eval", "log", "mesh", "data.loader", "data.workers")
+FREE = (
+    "checkpoint",
+    "eval",
+    "log",
+    "mesh",
+    "data.loader",
+    "data.workers",
+    "data.service",
+)
 
 _UNITS = ("steps", "epochs", "examples", "percent")
 
@@ -43,8 +51,14 @@ def base() -> ml_collections.ConfigDict:
     # "mixed(weights=(3, 1))": the sets of a `merged` source by weight;
     # "curriculum(path='scores.npy')": the easiest images first.
     c.data.sampler = "uniform"
+    # Images mixed on the devices, of losses.mixing: "mixup(alpha=0.2)" or
+    # "cutmix(alpha=1.0, p=0.5)", for losses softmax and partial_fc. "": none.
+    c.data.mix = ""
     c.data.loader = "tfdata"  # or "host", which needs no TensorFlow
     c.data.workers = 0  # threads that read and decode; 0: one per core
+    # Other machines that make the batches, with launch/serve.py, as in
+    # "workers(('a:7070', 'b:7070'), key='key.txt')"; "": this one.
+    c.data.service = ""
     c.data.batch_size = 128  # images per step, over all devices
     c.data.max_bad = 0.01  # largest share of unreadable images before stopping
 
@@ -66,6 +80,9 @@ def base() -> ml_collections.ConfigDict:
     c.loss = ml_collections.ConfigDict()
     c.loss.name = "softmax(scale=64.0)"  # a module of jaxface.losses
     c.loss.margin = "arcface(m=0.5)"  # a rule of losses.margin; "" where none is
+    # "one" head for everybody, or "per_set": people of different sets of a `merged`
+    # source are not each other's negatives. For losses softmax and partial_fc.
+    c.loss.heads = "one"
     # Losses added to it, each times its weight, as in "center(weight=0.003)"; joined
     # by "|". "" is none.
     c.loss.also = ""
@@ -174,6 +191,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _choice(c, "mesh.how", ("jit", "pmap"))
     _choice(c, "eval.embed", ("flip_sum", "output"))
     _choice(c, "init.head", ("new", "grow"))
+    _choice(c, "loss.heads", ("one", "per_set"))
     _choice(c, "model.dtype", ("float32", "bfloat16", "float16", "float64"))
     for key in (
         "data.batch_size",
@@ -280,6 +298,13 @@ def loads(text: str) -> ml_collections.ConfigDict:
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"not a config this version can read: {error}") from None
     return config
+
+
+def batches(c: ml_collections.ConfigDict) -> str:
+    """Return as text all that decides what is in a batch before it is mixed."""
+    free = {f.removeprefix("data.") for f in FREE} | {"mix"}
+    data = {k: v for k, v in c.data.to_dict().items() if k not in free}
+    return json.dumps({"seed": c.seed} | data, sort_keys=True)
 
 
 def differences(

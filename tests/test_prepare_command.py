@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_prepare import ROOT, picture
 
-from jaxface.data.sources import folder, pairs_bin, recordio
+from jaxface.data.sources import folder, pairs_bin, recordio, tfrecord
 
 
 def run(tmp_path, *flags):
@@ -51,6 +51,21 @@ def test_a_folder_becomes_a_set_that_says_what_is_in_it(tmp_path, faces):
     assert facts["licence"] == "for tests only"
     assert sum(facts["dropped"].values()) == 3
     assert "launch/prepare.py" in facts["command"]
+
+
+@pytest.mark.slow
+def test_a_set_of_tfrecord_is_verified_and_written_again_where_it_is(tmp_path, faces):
+    given = faces, "--out=sets/mine", "--format=tfrecord", "--verify", "--workers=1"
+    for _ in range(2):
+        done = run(tmp_path, *given)
+        assert done.returncode == 0, done.stderr
+    found, raw = (
+        tfrecord.Source(tmp_path / "sets/mine"),
+        folder.Source(tmp_path / "raw"),
+    )
+    assert [found.read(k) for k in range(11)] == [raw.read(k) for k in range(11)]
+    assert list(found.classes) == ["ann", "bob", "cy", "di"]
+    assert json.loads((tmp_path / "sets/mine/card.json").read_text())["verified"]
 
 
 @pytest.mark.slow

@@ -6,11 +6,12 @@ import struct
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxface.data import crc32c
-from jaxface.data.sources import tfrecord
+from jaxface.data import crc32c, decode, prepared
+from jaxface.data.sources import synthetic, tfrecord
 
 
 def bitwise(data):
@@ -246,3 +247,57 @@ def test_labels_beyond_the_images_must_be_meant(tmp_path):
     assert tfrecord.Source(path, num_classes=100).num_classes == 100
     with pytest.raises(ValueError, match="label 99 of 7 images, with num_classes=50"):
         tfrecord.Source(path, num_classes=50)
+
+
+# --- data sets of TFDS --------------------------------------------------------
+
+
+def prepared_set(tmp_path):
+    faces = synthetic.Source(identities=3, per_identity=4, size=16)
+    chosen = {"images": np.arange(12), "labels": np.repeat([0, 1, 2], 4)}
+    told = {"name": "faces", "format": "tfrecord", "classes": ("ann", "bob", "cy")}
+    prepared.write(faces, tmp_path, **chosen, **told)
+    return faces, tmp_path / "faces" / prepared.VERSION
+
+
+def test_a_prepared_set_opens_with_its_names_at_any_level(tmp_path):
+    faces, directory = prepared_set(tmp_path)
+    for path in (tmp_path, tmp_path / "faces", directory):
+        found = tfrecord.Source(path)
+        assert (list(found.classes), found.color) == (["ann", "bob", "cy"], "rgb")
+        assert found.num_classes == 3
+        assert found.labels.tolist() == np.repeat([0, 1, 2], 4).tolist()
+        for i in range(12):
+            record, label = found.read(i)
+            assert label == faces.read(i)[1]
+            assert (decode.pixels(record) == decode.pixels(faces.read(i)[0])).all()
+    # the second time from the `.index` beside the shard, which counts as no shard
+    assert list(directory.glob("*.index"))
+
+
+def test_it_is_what_tfds_reads(tmp_path):
+    _, directory = prepared_set(tmp_path)
+    ours = tfrecord.Source(directory)
+    builder = tfds.builder_from_directory(directory)
+    theirs = builder.as_dataset(split="train", shuffle_files=False)
+    for i, one in enumerate(theirs.as_numpy_iterator()):
+        record, label = ours.read(i)
+        assert label == one["label"]
+        assert (decode.pixels(record) == one["image"]).all()
+    assert i == 11
+
+
+def test_a_data_set_that_is_not_whole_is_refused(tmp_path):
+    _, directory = prepared_set(tmp_path)
+    with pytest.raises(ValueError, match="split 'test' unknown"):
+        tfrecord.Source(directory, split="test")
+    (shard,) = directory.glob("*.tfrecord-*")
+    data = shard.read_bytes()
+    last = tfrecord.Source(shard, image="image")._at[-1]
+    shard.with_name(shard.name + ".index").unlink()
+    shard.write_bytes(data[:last])
+    with pytest.raises(ValueError, match="has 11 records; the metadata says 12"):
+        tfrecord.Source(directory)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="no such files"):
+        tfrecord.Source(directory)

@@ -113,7 +113,9 @@ def read(
     image = choose(f"{features}: image feature", image, images)
     label = choose(f"{features}: label feature", label, labels)
     pattern = f"*-{split}.{format}-*-of-*"
-    files = complete(sorted(map(os.fspath, directory.glob(pattern))), str(directory))
+    beside = (".index", ".partial")  # of `sources.tfrecord`
+    there = (os.fspath(p) for p in directory.glob(pattern) if p.suffix not in beside)
+    files = complete(sorted(there), str(directory))
     lengths = splits[split]
     if len(files) != len(lengths):
         raise FileNotFoundError(

@@ -11,6 +11,7 @@ is that function; the loaders of `host` and `tfdata` only carry it out.
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -82,7 +83,7 @@ class Stream:
             self.pipeline, _ = pipeline.split()
         self.bad: dict[str, str] = {}
         self._source, self._seed = source, seed
-        self._slice = functools.partial(
+        self._slice: Callable[[int], np.ndarray] = functools.partial(
             index.positions, batch_size=batch_size, host=host, hosts=hosts
         )
         self._order = order or samplers.uniform(
@@ -92,6 +93,14 @@ class Stream:
         self._max_bad = max_bad
         self._known: set[int] = set()
         self._lock = threading.Lock()
+
+    def strided(self, first: int, every: int) -> Stream:
+        """Return the stream whose step k is our step first + k * every."""
+        if first < 0 or every < 1:
+            raise ValueError(f"every {every} steps from {first}; wanted 1 or more")
+        other, ours = copy.copy(self), self._slice
+        other._slice = lambda step: ours(first + step * every)
+        return other
 
     def plan(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a step's positions [b], examples [b] and numbers [b, m]."""

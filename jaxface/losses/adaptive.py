@@ -197,6 +197,7 @@ def arcnegface(
     plain="none",
     why="it is normface at a scale of its own",
     held="the scale",
+    undivided="it has one scale, made of the number of classes",
     state={"s": 0.0},
 )
 def adacos(

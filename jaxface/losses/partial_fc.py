@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +46,17 @@ class Loss:
         smoothing: as in `softmax.Loss`, over the sampled classes.
         dtype: "float32" or "bfloat16", as in `softmax.Loss`; rows and moments are
             float32 either way.
+        sets: as in `softmax.Loss`. Shards are sampled without regard to sets, so a set
+            has about its share of the sample; an example whose set has nobody else in
+            it has no negatives in that step.
         rate: r in [0, 1], the part of every class shard that is sampled, yet at
             least as many rows as the global batch has images; 0 takes the classes of
             the batch and no others.
         shards: how many parts of the head are sampled each for itself, a divisor of
             1024. They lie on any number of devices that divides them.
     """
+
+    mixes: ClassVar[bool] = True  # takes batches of `losses.mixing`
 
     num_classes: int
     margin: str = "arcface"
@@ -61,6 +66,7 @@ class Loss:
     filter: float = 1.0
     smoothing: float = 0.0
     dtype: str = "float32"
+    sets: tuple[int, ...] = ()
     rate: float = 0.1
     shards: int = 8
 
@@ -86,6 +92,7 @@ class Loss:
             filter=self.filter,
             smoothing=self.smoothing,
             dtype=self.dtype,
+            sets=self.sets,
         )
 
     @property
@@ -217,8 +224,10 @@ class _Over:
         key: jax.Array,
         axis: parallel.Axis,
     ) -> tuple[jax.Array, Mapping[str, jax.Array], Metrics]:
-        gathered = softmax.gather(embedding, batch, key=key, axis=axis)
-        return self.full.on_rows(head["kernel"], self.ids, gathered, margin, axis=axis)
+        w = head["kernel"]
+        return self.full.on_batch(
+            w, self.ids, margin, embedding, batch, key=key, axis=axis
+        )
 
 
 def sample_shard(

@@ -29,6 +29,7 @@ def declare(
     why: str = "",
     unit: bool = True,
     held: str = "",
+    undivided: str = "",
     params: Mapping[str, float] | None = None,
     state: Mapping[str, float] | None = None,
 ) -> Callable[[Rule], Rule]:
@@ -40,13 +41,14 @@ def declare(
         why: where plain is "none", the reason.
         unit: False where it wants raw inner products, not scaled cosines.
         held: what its paper holds constant while differentiating, "" for nothing.
+        undivided: why it cannot serve several heads at once, "" where it can.
         params: initial values of trainable scalars.
         state: initial values of running statistics.
     """
 
     def mark(rule: Rule) -> Rule:
         kept: dict[str, Any] = {"plain": plain, "neutral": dict(neutral or {})}
-        kept |= {"why": why, "unit": unit, "held": held}
+        kept |= {"why": why, "unit": unit, "held": held, "undivided": undivided}
         kept |= {"params": dict(params or {}), "state": dict(state or {})}
         for name, fact in kept.items():
             setattr(rule, name, fact)

@@ -15,10 +15,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxface import parallel, spec
 from jaxface.losses import adaptive, common
@@ -49,7 +50,13 @@ class Loss:
         dtype: "float32", or "bfloat16" to round the factors of embeddings times
             weights and of their gradients; sums, margins and the weights themselves
             stay float32.
+        sets: how many classes each of several sets has, in order; then every set has
+            a head of its own: the softmax of an example, and its negatives, smoothing
+            and accuracy, are over the classes of its label's set. () is one head.
+            What a rule learns of the batch, such as AdaFace's mean, it learns of all.
     """
+
+    mixes: ClassVar[bool] = True  # takes batches of `losses.mixing`
 
     num_classes: int
     margin: str = "arcface"
@@ -59,6 +66,7 @@ class Loss:
     filter: float = 1.0
     smoothing: float = 0.0
     dtype: str = "float32"
+    sets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.gradient not in ("exact", "detached"):
@@ -80,6 +88,22 @@ class Loss:
             raise ValueError(
                 f"filter={self.filter} compares cosines, which margin {self.margin!r}"
                 " does not use; leave it at 1 or take another margin"
+            )
+        self._check_sets()
+
+    def _check_sets(self) -> None:
+        if not self.sets:
+            return
+        if min(self.sets) < 1 or sum(self.sets) != self.num_classes:
+            raise ValueError(
+                f"sets is {self.sets}; wanted the number of classes of each set, 1 or"
+                f" more, {self.num_classes} together"
+            )
+        why = facts(self.rule).undivided
+        if why:
+            raise ValueError(
+                f"margin {self.margin!r} cannot serve a head for each set: {why}; take"
+                " another margin, or one head"
             )
 
     @functools.cached_property
@@ -131,8 +155,49 @@ class Loss:
         w = head["kernel"]
         count = w.shape[0] // self.centers
         ids = common.classes_here(count, axis=axis)
-        gathered = gather(embedding, batch, key=key, axis=axis)
-        return self.on_rows(w, ids, gathered, margin, axis=axis)
+        return self.on_batch(w, ids, margin, embedding, batch, key=key, axis=axis)
+
+    def on_batch(
+        self,
+        w: jax.Array,
+        ids: jax.Array,
+        margin: tuple[Mapping[str, jax.Array], Mapping[str, jax.Array]],
+        embedding: jax.Array,
+        batch: Batch,
+        *,
+        key: jax.Array,
+        axis: parallel.Axis,
+    ) -> tuple[jax.Array, Mapping[str, jax.Array], Metrics]:
+        """Return this device's share over some classes, of a plain or mixed batch.
+
+        Where `losses.mixing` mixed the images, the loss is lam L(label) + (1 - lam)
+        L(partner). Statistics and metrics are those of `label`, the larger part; the
+        mean of lam is among the latter.
+
+        Args:
+            w: [k * K, D], as for `on_rows`.
+            ids: [k], which classes they are.
+            margin: the rule's (trainable scalars, running statistics).
+            embedding: [B/n, D], this device's examples.
+            batch: as for `share`; of a mixed one also partner [B/n] int32, lam [B/n].
+            key: the step's key.
+            axis: mesh axis name(s), None for one device.
+
+        Returns:
+            As `share`.
+        """
+        e, y, keys = gather(embedding, batch, key=key, axis=axis)
+        if "lam" not in batch:
+            return self.on_rows(w, ids, (e, y, keys), margin, axis=axis)
+        lam = parallel.gather(batch["lam"], axis).astype(e.dtype)
+        partner = parallel.gather(batch["partner"], axis)
+        one, state, metrics = self.on_rows(
+            w, ids, (e, y, keys), margin, axis=axis, weight=lam
+        )
+        two, _, _ = self.on_rows(
+            w, ids, (e, partner, keys), margin, axis=axis, weight=1.0 - lam
+        )
+        return one + two, state, metrics | {"lam": jnp.mean(lam)}
 
     def on_rows(
         self,
@@ -142,6 +207,7 @@ class Loss:
         margin: tuple[Mapping[str, jax.Array], Mapping[str, jax.Array]],
         *,
         axis: parallel.Axis,
+        weight: jax.Array | float = 1.0,
     ) -> tuple[jax.Array, Mapping[str, jax.Array], Metrics]:
         """Return this device's share over some classes, all of them or a sample.
 
@@ -156,13 +222,14 @@ class Loss:
             gathered: what `gather` returns.
             margin: the rule's (trainable scalars, running statistics).
             axis: mesh axis name(s), None for one device.
+            weight: [B], of each example's loss.
 
         Returns:
             As `share`.
         """
         e, y, keys = gathered
         mine = y[:, None] == ids[None, :]  # [B, k]
-        real = (ids < self.num_classes)[None, :]
+        real = self._among(y, ids)  # [B, k]
         negative = real & ~mine
 
         def negatives(x: jax.Array) -> jax.Array:
@@ -191,7 +258,17 @@ class Loss:
             metrics["scale"] = jnp.mean(scale)
         z = scale[:, None] * jnp.where(mine, new_target[:, None], new_cos)
         loss = self._cross_entropy(z, scale * new_target, real, axis) + ctx.penalty
-        return jnp.mean(loss) / parallel.axis_size(axis), ctx.state, metrics
+        return jnp.mean(weight * loss) / parallel.axis_size(axis), ctx.state, metrics
+
+    def _among(self, y: jax.Array, ids: jax.Array) -> jax.Array:
+        """Return [B or 1, k] bool: the class exists, in the head of the label's set."""
+        real = (ids < self.num_classes)[None, :]
+        if not self.sets:
+            return real
+        set_of = functools.partial(
+            jnp.searchsorted, jnp.asarray(np.cumsum(self.sets), ids.dtype), side="right"
+        )
+        return real & (set_of(y)[:, None] == set_of(ids)[None, :])
 
     def _cross_entropy(
         self, z: jax.Array, target: jax.Array, real: jax.Array, axis: parallel.Axis
@@ -201,7 +278,7 @@ class Loss:
         total = parallel.psum(jnp.exp(masked - top[:, None]).sum(-1), axis)
         hit = target
         if self.smoothing > 0:
-            count = parallel.psum(real.sum(), axis)
+            count = parallel.psum(real.sum(-1), axis)  # [B or 1]
             spread = parallel.psum(jnp.where(real, z, 0.0).sum(-1), axis) / count
             hit = (1.0 - self.smoothing) * target + self.smoothing * spread
         return jnp.log(total) + top - hit

@@ -33,6 +33,8 @@ class Source:
         parts: the sources by the name of the set.
         people: by the name of the set, [C of the set] int32: its label -> ours.
         starts: [K + 1] int64, the first image of each set, and the end.
+        sets: [K] how many classes each set has, in order, for a head of its own; None
+            where a person is in several sets, who would be in several heads.
     """
 
     def __init__(
@@ -74,11 +76,11 @@ class Source:
         groups = [] if shared is None else _groups(pathlib.Path(shared))
         label, self.classes = _joined(names, groups, where=shared)
         self.num_classes = len(self.classes)
-        ends = np.cumsum([part.num_classes for part in self.parts.values()])
-        self.people = dict(
-            zip(self.parts, np.split(label, ends[:-1].tolist()), strict=True)
-        )
+        sizes = [part.num_classes for part in self.parts.values()]
+        parts = np.split(label, np.cumsum(sizes)[:-1].tolist())
+        self.people = dict(zip(self.parts, parts, strict=True))
         self.starts = np.cumsum([0, *map(len, self.parts.values())])
+        self.sets = tuple(sizes) if self.num_classes == sum(sizes) else None
 
     @property
     def labels(self) -> np.ndarray:

@@ -4,6 +4,7 @@ One law: a record is taken only if its checksums agree. Where records start and 
 labels they have is found once and kept in a `.index` beside each file, or in memory
 where that cannot be written; the records themselves stay in the mapped files.
 
+    faces = Source("sets/faces")                  # prepared, or of TFDS
     faces = Source("faces/train.tfrecord-*")
     faces = Source("faces", image="image/encoded", label="image/class/label")
     encoded, label = faces.read(0)
@@ -27,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from jaxface.data import crc32c, example
+from jaxface.data import crc32c, example, layout
 
 _FRAME = 16  # bytes of a record besides its own
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})$")
@@ -51,43 +52,56 @@ class Source:
     """The images of one file or of all shards of a set, in order.
 
     Attributes:
-        color: "rgb".
-        num_classes: as given, else one more than the largest label.
+        color: "rgb", or what the data set's metadata or the caller says.
+        num_classes: as given or told by the data set, else one more than the largest
+            label.
         labels: [n] int32.
         damaged: records left out, which were warned of.
     """
-
-    color = "rgb"
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        image: str = "image",
-        label: str = "label",
+        split: str = "train",
+        image: str = "",
+        label: str = "",
         num_classes: int | None = None,
+        color: str = "",
     ):
         """Open the files; the first time, their records are read through.
 
         Args:
-            path: a file, a pattern such as `faces-*.tfrecord`, or a folder of
+            path: a TFDS data set's directory or one above it, such as a prepared set;
+                or a file, a pattern such as `faces-*.tfrecord`, or a folder of
                 `*.tfrecord*`.
-            image: the feature with the encoded image.
-            label: the feature with the label: an integer from 0 on, or a name.
+            split: of a data set.
+            image: the feature with the encoded image; the data set's only one, or
+                else "image".
+            label: likewise the feature with the label: an integer from 0 on, or a name.
             num_classes: how many classes there are, if not all have images here.
+            color: channel order the images decode to.
 
         Raises:
             FileNotFoundError: no such files, or shards of a set are missing.
             ValueError: a file that is not of such records, features of other names,
                 or labels that are none of the classes.
         """
-        self._image, self._label = image, label
-        self._paths = _files(os.fspath(path))
+        told = _told(path, split=split, image=image, label=label)
+        if told:
+            image, label = told.image, told.label
+            num_classes = num_classes or told.num_classes
+        self._image, self._label = image or "image", label or "label"
+        self.color = color or (told.color if told else "rgb")
+        self._classes = told.classes if told else None
+        self._paths = list(told.files) if told else _files(os.fspath(path))
         self._data = [_mapped(p) for p in self._paths]
         found = [
-            _index(p, data, image=image, label=label)
+            _index(p, data, image=self._image, label=self._label)
             for p, data in zip(self._paths, self._data, strict=True)
         ]
+        if told:
+            _check_counts(self._paths, found, told.lengths)
         self._names = sorted({name for one in found for name in one.names})
         number = {name: k for k, name in enumerate(self._names)}
         labels = [
@@ -130,10 +144,10 @@ class Source:
 
     @property
     def classes(self) -> Sequence[str]:
-        """The labels' names, where they are text."""
-        if not self._names:
+        """The labels' names, where they are text or the data set tells them."""
+        if not (self._names or self._classes):
             raise AttributeError("the labels are numbers")
-        return self._names
+        return self._names or list(self._classes or ())
 
     def __len__(self) -> int:
         return len(self._at)
@@ -162,6 +176,29 @@ class Source:
     def name(self, i: int) -> str:
         """Return the file and the byte where the record starts."""
         return f"{self._paths[self._file[i]]}@{self._at[i]}"
+
+
+def _told(
+    path: str | os.PathLike[str], *, split: str, image: str, label: str
+) -> layout.Layout | None:
+    """Return what a data set says of itself, None of other files."""
+    try:
+        found = layout.find(path) if os.path.isdir(path) else None
+    except FileNotFoundError:
+        return None
+    if found is None:
+        return None
+    given = {"split": split, "image": image, "label": label}
+    return layout.read(found, format="tfrecord", **given)
+
+
+def _check_counts(paths: list[str], found: list[Index], told: Sequence[int]) -> None:
+    """Refuse a file of fewer or more records than the data set's metadata counts."""
+    for path, one, count in zip(paths, found, told, strict=True):
+        if len(one.offsets) != count:
+            raise ValueError(
+                f"{path} has {len(one.offsets)} records; the metadata says {count}"
+            )
 
 
 def _files(path: str) -> list[str]:

@@ -1,0 +1,184 @@
+"""Batches made by other machines are those of this one, in their order."""
+
+import itertools
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tiny
+from test_experiment import ROOT
+from test_loaders import LINE, Memory, mixed
+
+from jaxface import assembly, config
+from jaxface.data import host, ops, service, stream, tfdata
+
+SECRET = b"0123456789abcdef"
+
+
+def stream_of(records, host=0, hosts=1):
+    line = ops.parse(LINE)
+    given = {"batch_size": 4, "seed": 3, "host": host, "hosts": hosts, "max_bad": 0.5}
+    return stream.Stream(Memory(records), line, split=True, **given)
+
+
+def started(count, module=host, records=None, clients=1):
+    """Addresses of workers that run in threads of their own."""
+    records = mixed() if records is None else records
+
+    def open_loader(ask):
+        if ask.about != "faces":
+            raise ValueError(f"no {ask.about} here")
+        whole = stream_of(records, ask.host, ask.hosts)
+        return module.Loader(whole.strided(ask.first, ask.every))
+
+    addresses = []
+    for _ in range(count):
+        listener = service.listen("127.0.0.1:0", SECRET)
+        addresses.append(listener.address)
+
+        def run(listener=listener):
+            with listener:
+                service.serve(listener, open_loader, clients=clients)
+
+        threading.Thread(target=run, daemon=True).start()
+    return addresses
+
+
+def same(found, wanted):
+    for a, b in zip(found, wanted, strict=True):
+        assert a.keys() == b.keys()
+        for name in b:
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def taken(loader, count=9):
+    out = list(itertools.islice(loader, count))
+    loader.close()
+    return out
+
+
+@pytest.mark.parametrize("module", [host, tfdata], ids=["host", "tfdata"])
+@pytest.mark.parametrize(("workers", "start"), [(1, 0), (2, 0), (2, 5), (3, 4)])
+def test_workers_give_the_batches_of_one_machine(module, workers, start):
+    plain = taken(module.Loader(stream_of(mixed()), start_step=start))
+    loader = service.Loader(started(workers, module), SECRET, "faces", start_step=start)
+    same(taken(loader), plain)
+
+
+def test_every_process_gets_its_slice():
+    for k in range(2):
+        plain = taken(host.Loader(stream_of(mixed(), host=k, hosts=2)))
+        loader = service.Loader(started(2), SECRET, "faces", host=k, hosts=2)
+        same(taken(loader), plain)
+
+
+def test_unreadable_images_are_replaced_alike_and_told():
+    records = [*mixed(), OSError("gone"), b"no image"]
+    plain = host.Loader(stream_of(records))
+    wanted = taken(plain, 12)
+    loader = service.Loader(started(2, records=records), SECRET, "faces")
+    same(taken(loader, 12), wanted)
+    assert loader.bad.keys() == plain.bad.keys() == {"image-10", "image-11"}
+
+
+def test_what_a_worker_refuses_is_raised_here():
+    loader = service.Loader(started(1), SECRET, "voices")
+    with pytest.raises(ValueError, match=r"worker 127.*no voices here"):
+        next(iter(loader))
+    loader.close()
+    few = [OSError("gone")] * 9 + mixed()[:1]
+    loader = service.Loader(started(1, records=few), SECRET, "faces")
+    with pytest.raises(ValueError, match="are unreadable"):
+        taken(loader, 50)
+    loader.close()
+
+
+def test_a_stranger_gets_nothing_and_a_lost_worker_stops_the_run():
+    (address,) = started(1)
+    with pytest.raises(OSError, match="has another secret"):
+        service.Loader([address], b"another secret..", "faces")
+    loader = service.Loader([address], SECRET, "faces")  # the server goes on
+    found = iter(loader)
+    next(found)
+    loader.close()
+    with pytest.raises((OSError, RuntimeError)):
+        list(found)
+    with service.listen("127.0.0.1:0", SECRET) as free:
+        address = free.address
+    with pytest.raises(OSError, match="does not answer"):
+        service.Loader([address], SECRET, "faces")
+
+
+def test_a_message_comes_back_and_no_other_is_taken():
+    batch = {"image": np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)}
+    batch["label"] = np.array([5, 6], np.int32)
+    message = service.packed(batch, step=7, bad={"x": "cut"})
+    found, bad = service.unpacked(message, step=7, where="a:1")
+    same([found], [batch])
+    assert bad == {"x": "cut"}
+    with pytest.raises(ValueError, match="a:1: no batch of step 8"):
+        service.unpacked(message, step=8, where="a:1")
+    for at in range(len(message)):
+        with pytest.raises(ValueError, match="no batch of step 7"):
+            service.unpacked(message[:at], step=7, where="a:1")
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        broken = bytearray(message)
+        broken[rng.integers(len(broken) - 32)] = rng.integers(256)
+        try:
+            service.unpacked(bytes(broken), step=7, where="a:1")
+        except ValueError as error:
+            assert "a:1" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("workers((), key='k')", "wanted .'host:port'"),
+        ("workers(('a',), key='k')", "wanted host:port"),
+        ("workers(('a:1',), key='k')", "secret of 5 bytes; wanted 16"),
+    ],
+)
+def test_a_wrong_line_is_refused(tmp_path, monkeypatch, line, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "k").write_text("short")
+    c = tiny.recipe()
+    c.data.service = line
+    with pytest.raises(ValueError, match=words):
+        assembly.build(c)
+
+
+def test_what_decides_a_batch_is_compared():
+    c, other = tiny.recipe(), tiny.recipe()
+    other.data.workers, other.data.service, other.loss.margin = 7, "", "arcface"
+    other.data.mix = "mixup"
+    assert config.batches(c) == config.batches(other)
+    for key, value in {
+        "batch_size": 32,
+        "sampler": "balanced",
+        "ops": "decode",
+    }.items():
+        other = tiny.recipe()
+        other.data[key] = value
+        assert config.batches(c) != config.batches(other)
+
+
+@pytest.mark.slow
+def test_launch_serve_feeds_a_run(tmp_path):
+    key = tmp_path / "key.txt"
+    key.write_bytes(SECRET)
+    with service.listen("127.0.0.1:0", SECRET) as free:
+        address = "{}:{}".format(*free.address)
+    given = [f"--config={ROOT}/tests/tiny.py", f"--address={address}", f"--key={key}"]
+    line = [sys.executable, "launch/serve.py", *given]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout.readline() == f"24 images at {address}\n"
+        c = tiny.recipe()
+        c.data.service = f"workers(({address!r},), key={str(key)!r})"
+        loader = assembly.build(c).loader(3)
+        plain = assembly.build(tiny.recipe()).loader(3)
+        same(taken(loader, 4), taken(plain, 4))
+        worker.terminate()
