@@ -17,6 +17,7 @@ FLOORS = {
     "config": 0,
     "cli": 0,
     "foreign": 0,
+    "manifest": 0,
     "models": 1,
     "losses": 1,
     "parallel": 1,
