@@ -1,8 +1,8 @@
 """Checkpoints by Orbax: state, data position, config and metrics, atomically.
 
-The one law: a step's folder exists only when it is complete, so a run killed at any
-moment finds its last whole checkpoint. Arrays are saved by name and shape, not by
-device, and restore onto any mesh.
+The one law: a step's folder exists only when it is complete, hashes of all its files
+included, so a run killed at any moment finds its last whole checkpoint. Arrays are
+saved by name and shape, not by device, and restore onto any mesh.
 
     manager = open_manager("run/checkpoints", keep=2, best="lfw/accuracy")
     save(manager, 100, state, config_text=text, metrics={"lfw/accuracy": 0.9})
@@ -11,14 +11,32 @@ device, and restore onto any mesh.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxface import config as configs
+from jaxface import manifest
+
+_HALF = ".orbax-checkpoint-tmp"  # how Orbax ends the name of an unfinished folder
+
+
+class SaveError(OSError):
+    """A step could not be saved; `step` is which."""
+
+    def __init__(self, step: int, directory: Any, error: BaseException) -> None:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        super().__init__(f"step {step} was not saved in {directory}: {reason}")
+        self.step = step
 
 
 def open_manager(
@@ -46,7 +64,7 @@ def open_manager(
         name = best.removeprefix("-")
 
         def best_fn(metrics: dict[str, float]) -> float:
-            return sign * metrics[name]
+            return sign * metrics.get(name, -sign * math.inf)
 
         keepers.append(
             policies.BestN(
@@ -59,12 +77,26 @@ def open_manager(
         create=create,
         read_only=not create,
         cleanup_tmp_directories=create,
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _seal(path)),
     )
     handlers = {
         "state": ocp.PyTreeCheckpointHandler(),
         "about": ocp.JsonCheckpointHandler(),
     }
-    return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+    return _Manager(path, options=options, item_handlers=handlers)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which else could not even be opened where one file is damaged."""
+
+    def metrics(self, step: int) -> Any:
+        """Return what a step was judged by, None where that cannot be read."""
+        try:
+            found = super().metrics(step)
+        except (OSError, ValueError) as error:
+            logging.error("metrics of %s/%d: %s", self.directory, step, error)
+            return None
+        return found if isinstance(found, dict) else None
 
 
 def save(
@@ -90,21 +122,63 @@ def save(
         metrics: what "best" is chosen by.
         notes: JSON to come back from `about` too, such as "trainable": False with
             the reason as "why".
+
+    Raises:
+        SaveError: it, or the save before it, could not be written. The half that was
+            is removed, and the same step may be tried again.
     """
     about = (notes or {}) | {
         "format": configs.FORMAT,
+        "manifest": manifest.NAME,
         "position": position,
         "shape": list(shape),
         "config": config_text,
     }
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about)
-        ),
-        metrics=metrics,
-        force=True,
-    )
+    settle(manager)
+    if step in manager.all_steps():
+        raise ValueError(f"step {step} is in {manager.directory} already")
+    with _told(manager, step):
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about)
+            ),
+            metrics=metrics,
+            force=True,
+        )
+
+
+def settle(manager: ocp.CheckpointManager) -> None:
+    """Wait until what is being saved is on disk.
+
+    Raises:
+        SaveError: it could not be written, of which the half is removed.
+    """
+    latest = manager.latest_step()
+    with _told(manager, -1 if latest is None else latest):
+        manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _told(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    """Turn what Orbax and TensorStore raise into one error."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        if jax.process_count() == 1:
+            # A full disk stays full while half a checkpoint lies on it.
+            for half in pathlib.Path(manager.directory).glob(f"*{_HALF}"):
+                shutil.rmtree(half, ignore_errors=True)
+        # What Orbax thought of as removed for this step's sake is still there.
+        with contextlib.suppress(OSError):
+            manager.reload()
+        raise SaveError(step, manager.directory, error) from error
+
+
+def _seal(directory: pathlib.Path) -> None:
+    """Write the manifest of the one folder being finished, which Orbax then renames."""
+    (half,) = (path for path in directory.iterdir() if path.name.endswith(_HALF))
+    manifest.write(half)
 
 
 def about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -186,29 +260,110 @@ def arrays(manager: ocp.CheckpointManager, step: int) -> Any:
 
 
 def find(manager: ocp.CheckpointManager, which: str) -> int:
-    """Return the step that "latest", "best" or a number names.
+    """Return the step that "latest", "best" or a number names; its files are whole.
 
     Raises:
         FileNotFoundError: there is none, with the steps there are.
+        ValueError: it is damaged, with what differs; "latest" is the newest that is
+            not, so all are.
     """
     have = sorted(manager.all_steps())
+    if which == "latest":
+        step = newest(manager)
+        if step is not None:
+            return step
     if not have:
         raise FileNotFoundError(f"no checkpoint in {manager.directory}; train first")
-    if which == "latest":
-        return have[-1]
     if which == "best":
         step = manager.best_step()
         if step is None:
             raise FileNotFoundError(
                 f"no checkpoint in {manager.directory} was evaluated; use latest"
             )
-        return step
-    if not which.isdigit() or int(which) not in have:
+    elif which.isdigit() and int(which) in have:
+        step = int(which)
+    else:
         raise FileNotFoundError(
             f"no checkpoint {which!r} in {manager.directory};"
             f" there are latest, best, {', '.join(map(str, have))}"
         )
-    return int(which)
+    if wrong := damage(manager, step):
+        raise ValueError(
+            f"checkpoint {manager.directory}/{step} is damaged: {_shown(wrong)};"
+            " take another step, or its copy"
+        )
+    return step
+
+
+def newest(manager: ocp.CheckpointManager) -> int | None:
+    """Return the newest step whose files are whole, None where there are no steps.
+
+    Damaged ones are passed over, with an error in the log. Several processes agree.
+
+    Raises:
+        ValueError: all are damaged, with what differs.
+    """
+    none, spoilt = -1, -2
+    found, lines = none, []
+    if jax.process_index() == 0:
+        for step in sorted(manager.all_steps(), reverse=True):
+            if not (wrong := damage(manager, step)):
+                found = step
+                break
+            found = spoilt
+            lines.append(f"{manager.directory}/{step}: {_shown(wrong)}")
+            logging.error("DAMAGED CHECKPOINT, passed over: %s", lines[-1])
+    found = _from_first_process(found)
+    if found == spoilt:
+        raise ValueError(
+            f"every checkpoint is damaged: {' | '.join(lines) or 'see process 0'};"
+            " put back a copy, or train in a new --workdir"
+        )
+    return None if found == none else found
+
+
+def damage(manager: ocp.CheckpointManager, step: int) -> list[str]:
+    """List what differs from what was saved, by file; nothing when it is whole.
+
+    One that an earlier version saved has no manifest: a warning says that it is taken
+    as it is.
+    """
+    folder = manager.directory / str(step)
+    if manifest.exists(folder):
+        return manifest.differences(folder)
+    try:
+        if "manifest" in about(manager, step):
+            return [f"{manifest.NAME}: missing"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{manifest.NAME}: missing, and about: {' '.join(str(error).split())}"]
+    logging.warning("%s has no manifest and is taken unchecked", folder)
+    return []
+
+
+def set_aside(manager: ocp.CheckpointManager, step: int) -> None:
+    """Rename a damaged step, so that it can be saved anew and still be looked at."""
+    folder = manager.directory / str(step)
+    if jax.process_index() == 0:
+        n = 1
+        while (aside := folder.with_name(f"damaged-{step}-{n}")).exists():
+            n += 1
+        folder.rename(aside)
+        logging.error("%s is now %s; remove it when you have looked", folder, aside)
+    _from_first_process(0)  # all wait
+    manager.reload()
+
+
+def _from_first_process(value: int) -> int:
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _shown(wrong: list[str]) -> str:
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return "; ".join(wrong[:3]) + more
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

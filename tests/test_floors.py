@@ -18,6 +18,7 @@ FLOORS = {
     "cli": 0,
     "foreign": 0,
     "align": 0,
+    "manifest": 0,
     "models": 1,
     "losses": 1,
     "parallel": 1,

@@ -100,6 +100,7 @@ class Stream:
             raise ValueError(f"every {every} steps from {first}; wanted 1 or more")
         other, ours = copy.copy(self), self._slice
         other._slice = lambda step: ours(first + step * every)
+        other._plans = functools.lru_cache(4)(other._plan)
         return other
 
     def plan(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
