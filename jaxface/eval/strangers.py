@@ -49,7 +49,7 @@ class Calibration:
         Wilson's interval takes comparisons as independent; they share images, so it
         is wider in truth.
         """
-        return comparisons * intervals.wilson(self.above, self.strangers)[1]
+        return float(comparisons * intervals.wilson(self.above, self.strangers)[1])
 
 
 def class_centres(e: np.ndarray, label: np.ndarray, *, classes: int) -> np.ndarray:
