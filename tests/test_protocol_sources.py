@@ -6,11 +6,12 @@ import io
 import album
 import numpy as np
 import pytest
+import tiny
 from absl import logging
 from PIL import Image
 
 from jaxface import align, assembly, config
-from jaxface.data import attributes
+from jaxface.data import attributes, host, ops
 from jaxface.data.sources import (
     by_attribute,
     gallery,
@@ -244,6 +245,9 @@ def test_ijb_is_aligned_and_its_templates_numbered(tmp_path):
     wanted = align.warp(png(2)[1], matrix, 112)
     assert np.abs(face.astype(int) - wanted).max() <= 1
     assert label == t.person[1]
+    line = ops.parse("decode|normalize(mean=0, std=1)")
+    (batch,) = host.batches_once(t.images, line, batch_size=8)
+    np.testing.assert_array_equal(batch["image"][2], face)
     (path / "loose_crop" / "4.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 6 images are missing.*4.png"):
         ijb.pairs(path)
@@ -314,3 +318,18 @@ def test_missing_data_is_an_error_unless_it_is_optional(tmp_path):
         assembly._evaluators({"lfw": f"pairs_bin(path={gone!r})|verification"})
     with pytest.raises(ValueError, match="optional=1; wanted a bool"):
         assembly._evaluators({"lfw": f"pairs_bin(path={gone!r}, optional=1)|x"})
+
+
+def test_the_best_is_not_chosen_by_a_set_that_is_missing(tmp_path):
+    c = tiny.get_config()
+    gone = f"pairs_bin(path={str(tmp_path / 'gone.bin')!r}, optional=True)"
+    c.eval.sets = {"lfw": f"{gone}|verification"}
+    c.checkpoint.best = "lfw/accuracy"
+    with pytest.raises(
+        ValueError, match=r"best is of lfw, whose data is missing.*gone"
+    ):
+        assembly.build(c)
+    c.checkpoint.best = ""
+    run = assembly.build(c)
+    assert not run.evaluators
+    assert list(run.skipped) == ["lfw"]
