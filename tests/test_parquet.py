@@ -127,3 +127,24 @@ def test_a_damaged_file_is_read_or_refused_by_name(tmp_path):
         except (OSError, ValueError) as error:  # and no other
             refused += str(path) in str(error)
     assert refused > 50
+
+
+def test_what_a_dictionary_unfolds_to_is_bounded(tmp_path, monkeypatch):
+    value, rows = bytes(range(256)) * 256, 100
+    path = tmp_path / "bomb.parquet"
+    table = {"image": pa.array([value] * rows), "label": [0] * rows}
+    pq.write_table(pa.table(table), path, use_dictionary=["image"])
+    assert pq.read_metadata(path).row_group(0).total_byte_size < len(value) * 2
+    assert parquet.Source(path).read(99) == (value, 0)
+    monkeypatch.setattr(parquet, "_MAX_GROUP", len(value) * 10)
+    with pytest.raises(OSError, match="655360 bytes once decoded; wanted at most"):
+        parquet.Source(path).read(0)
+
+
+def test_more_rows_than_bytes_are_refused_before_their_labels_are_read(tmp_path):
+    path, rows = tmp_path / "bomb.parquet", 1_000_000
+    image = pa.nulls(rows, pa.binary())
+    labels = pa.array(np.zeros(rows, np.int32))
+    pq.write_table(pa.table({"image": image, "label": labels}), path)
+    with pytest.raises(ValueError, match=r"1000000 rows in \d+ bytes; wanted at least"):
+        parquet.Source(path)

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -96,20 +97,33 @@ def test_what_a_worker_refuses_is_raised_here():
     loader.close()
 
 
-def test_a_stranger_gets_nothing_and_a_lost_worker_stops_the_run():
+def test_a_stranger_gets_nothing():
     (address,) = started(1)
     with pytest.raises(OSError, match="has another secret"):
         service.Loader([address], b"another secret..", "faces")
-    loader = service.Loader([address], SECRET, "faces")  # the server goes on
-    found = iter(loader)
-    next(found)
-    loader.close()
-    with pytest.raises((OSError, RuntimeError)):
-        list(found)
+    taken(service.Loader([address], SECRET, "faces"))  # the worker goes on
     with service.listen("127.0.0.1:0", SECRET) as free:
-        address = free.address
+        nobody = free.address
     with pytest.raises(OSError, match="does not answer"):
-        service.Loader([address], SECRET, "faces")
+        service.Loader([nobody], SECRET, "faces")
+
+
+class Dying(host.Loader):
+    """Gone after three batches."""
+
+    def __iter__(self):
+        yield from itertools.islice(super().__iter__(), 3)
+
+
+def test_a_lost_worker_stops_the_run_at_its_step():
+    module = types.SimpleNamespace(Loader=Dying)
+    loader = service.Loader(started(2, module), SECRET, "faces", start_step=4)
+    found = iter(loader)
+    for _ in range(6):
+        next(found)
+    with pytest.raises(OSError, match=r"was lost at step 10.*and the run resumes"):
+        next(found)
+    loader.close()
 
 
 def test_a_message_comes_back_and_no_other_is_taken():

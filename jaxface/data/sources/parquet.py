@@ -169,6 +169,11 @@ class Source:
             raise ValueError(
                 f"{file}: {rows} rows in its row groups, {metadata.num_rows} in all"
             )
+        size = os.path.getsize(file)
+        if rows > size:  # a label takes memory even where runs of it take none here
+            raise ValueError(
+                f"{file}: {rows} rows in {size} bytes; wanted at least a byte for each"
+            )
 
     def _names(self, schema: Any, label: str) -> None:
         """Take the names of a ClassLabel from what `datasets` keeps in the schema."""
@@ -245,10 +250,7 @@ class Source:
         path = self._files[file]
         try:
             with self._parquet(path, self._metadata[file]) as opened:
-                column = opened.read_row_group(k, columns=[self._image])
-            column = column.column(0).combine_chunks()
-            if self._pa.types.is_struct(column.type):
-                column = column.field("bytes")
+                column = self._decoded(opened, k)
         except (
             self._pa.ArrowException,
             OSError,
@@ -259,6 +261,33 @@ class Source:
         if len(column) != self._metadata[file].row_group(k).num_rows:
             raise OSError(f"{path}: row group {k} has {len(column)} images")
         return column
+
+    def _decoded(self, opened: Any, group: int) -> Any:
+        """Return a row group's images, decoded within a bound.
+
+        A value that a dictionary holds once may stand in every row, so what a group
+        declares says little about what it becomes; no value is longer than all that
+        is encoded, so some rows at a time are.
+        """
+        told = opened.metadata.row_group(group)
+        step = max(1, _MAX_GROUP // max(told.total_byte_size, 1))
+        chunks, size = [], 0
+        for batch in opened.iter_batches(
+            min(step, max(told.num_rows, 1)), row_groups=[group], columns=[self._image]
+        ):
+            column = batch.column(0)
+            if self._pa.types.is_struct(column.type):
+                column = column.field("bytes")
+            chunks.append(column)
+            size += column.nbytes
+            if size > _MAX_GROUP:
+                raise OSError(
+                    f"more than {_MAX_GROUP} bytes once decoded; wanted at most that:"
+                    " write it with smaller row groups"
+                )
+        if not chunks:
+            raise OSError("no rows")
+        return self._pa.chunked_array(chunks)
 
 
 def _pyarrow() -> tuple[Any, Any]:
