@@ -91,7 +91,7 @@ def test_sizes_of_heads_are_read(bench):
 def test_a_large_evaluation_agrees_with_the_usual_code(bench):
     rows = bench.bench_eval.templates(images=300, count=40, pairs=500, dim=8)
     names = [f"{side}: {part}" for side in ("ours", "usual") for part in
-             ("pool", "score", "TAR@FAR", "in all")]  # fmt: skip
+             ("pool", "score", "TAR@FAR", "in all", "of one core")]  # fmt: skip
     assert [(r.name, r.unit) for r in rows] == [
         *((name, "s") for name in names), ("peak of ours", "GB")
     ]  # fmt: skip
