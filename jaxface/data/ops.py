@@ -49,7 +49,7 @@ def parse(line: str) -> pipeline.Pipeline:
     for room in ROOMS:
         known |= spec.public(room)
     calls = spec.parse(line)
-    ops = []
+    ops: list[pipeline.Op] = []
     for i, call in enumerate(calls):
         if call.name not in known:
             raise spec.unknown("op", call.name, known)

@@ -49,7 +49,7 @@ class Source:
         self.labels = (np.cumsum(stays) - 1)[labels[self._index]].astype(np.int32)
         self.color, self.num_classes = base.color, len(people)
         if isinstance(base, types.Named):
-            self.classes = [base.classes[k] for k in people]
+            self.classes = [base.classes[k] for k in people.tolist()]
         self.dropped = int((~stays).sum()), len(labels) - len(self._index)
         if self.dropped[0]:
             logging.warning(

@@ -126,7 +126,8 @@ def _distinct(
     index = []
     for image in images:
         if id(image) not in digest:
-            digest[id(image)] = hashlib.blake2b(image).digest()
+            buffer: Any = image  # all three kinds are
+            digest[id(image)] = hashlib.blake2b(buffer).digest()
         index.append(place.setdefault(digest[id(image)], len(place)))
     _, first = np.unique(index, return_index=True)
     return tuple(images[i] for i in first), np.array(index).reshape(-1, 2)
@@ -177,8 +178,10 @@ def _read(path: str) -> tuple[list[memoryview | bytes], np.ndarray]:
     at = 0
     try:
         machine = _Machine(data)
-        for count, (op, arg, position) in enumerate(pickletools.genops(data)):
-            at = position
+        for count, (op, arg, position) in enumerate(
+            pickletools.genops(data)  # type: ignore[arg-type]  # it reads mmap, too
+        ):
+            at = position or 0
             if count == MAX_OPCODES:
                 raise ValueError(f"more than {MAX_OPCODES} opcodes")
             machine.step(op.name, arg)
