@@ -2,26 +2,31 @@
 
     python launch/evaluate.py --workdir=/tmp/run
     python launch/evaluate.py --workdir=/tmp/run --step=latest --pack=lfw.bin
+    python launch/evaluate.py --workdir=/tmp/a --workdir=/tmp/b --report=both.html
 
 Prints a table, writes WORKDIR/eval/<step>/<set>.json and, with --report, one
-self-contained page.
+self-contained page. Several workdirs are compared pair by pair, on the same pairs.
 """
 
+import hashlib
 import json
 import pathlib
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 
 from jaxface import assembly, cli, experiment, parallel, spec, types
 from jaxface.data import decode
-from jaxface.eval import report, verification
+from jaxface.eval import comparison, project, report, rows, verification
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of the training run.")
+_WORKDIRS = flags.DEFINE_multi_string(
+    "workdir", None, "Of a training run; given twice or more, the runs are compared."
+)
 _STEP = flags.DEFINE_string("step", "best", "best, latest or a step's number.")
 _SETS = flags.DEFINE_list("sets", [], "Only these sets of the config; all if empty.")
 _PACKS = flags.DEFINE_multi_string(
@@ -30,60 +35,156 @@ _PACKS = flags.DEFINE_multi_string(
 _FOLDS = flags.DEFINE_integer("folds", 10, "Folds of the packs.")
 _NAMES = flags.DEFINE_string("names", None, "LFW pairs.txt: who is in the packs.")
 _REPORT = flags.DEFINE_string("report", None, "Where to write an HTML report.")
+_PROJECTIONS = flags.DEFINE_multi_enum(
+    "projection",
+    ["pca"],
+    list(project.PROJECTIONS),
+    "Of embeddings in the report; tsne needs jaxface[report].",
+)
+_ROW = flags.DEFINE_enum("row", None, rows.KINDS, "Print rows for a paper's table.")
+_COLUMNS = flags.DEFINE_list(
+    "columns", [], "Of --row: SET/NUMBER; each set's headline if empty."
+)
 
 
 def main() -> None:
     """Restore, evaluate, print, write."""
     cli.log_to_stderr()
-    config = experiment.saved_config(_WORKDIR.value)
-    parallel.start(cpu_devices=config.mesh.cpu_devices)
-    if _PACKS.value:
-        with config.unlocked():
-            config.eval.sets = {pathlib.Path(p).stem: line(p) for p in _PACKS.value}
-    for name in _SETS.value:
-        if name not in config.eval.sets:
-            raise spec.unknown("--sets: evaluation set", name, config.eval.sets)
-    if _SETS.value:
-        with config.unlocked():
-            config.eval.sets = {name: config.eval.sets[name] for name in _SETS.value}
-    run = assembly.build(config, for_training=False)
-    if not run.evaluators:
-        raise ValueError("nothing to evaluate: the config has no sets; give --pack")
-    step, results = experiment.evaluate(run, _WORKDIR.value, step=_STEP.value)
+    workdirs = named(_WORKDIRS.value)
+    configs = {n: chosen(experiment.saved_config(w)) for n, w in workdirs.items()}
+    parallel.start(cpu_devices=max(c.mesh.cpu_devices for c in configs.values()))
+    runs = {n: assembly.build(c, for_training=False) for n, c in configs.items()}
+    check_pictures(runs)
+    found = {}
+    for name, run in runs.items():
+        step, found[name] = experiment.evaluate(run, workdirs[name], step=_STEP.value)
+        tell(found[name], workdirs[name], step=step, run=name if len(runs) > 1 else "")
+    if _REPORT.value:
+        report.write(
+            _REPORT.value,
+            title=", ".join(runs),
+            runs={n: page_of(run, found[n], workdirs[n]) for n, run in runs.items()},
+            projections=list(dict.fromkeys(_PROJECTIONS.value)),
+        )
+        print(f"\nreport: {_REPORT.value}")
+    scalars = {
+        name: {key: result.scalars for key, result in results.items()}
+        for name, results in found.items()
+    }
+    if _ROW.value:
+        print(
+            "\n" + rows.table(scalars, kind=_ROW.value, columns=_COLUMNS.value), end=""
+        )
+    print()
+    for paired in comparison.compare(found):
+        print(gained(paired))
+    for name, sets in scalars.items():
+        for s in sets.values():
+            line = " ".join(part for part in report.headline(s) if part)
+            print(f"{name}: {line}" if len(scalars) > 1 else line)
 
-    directory = pathlib.Path(_WORKDIR.value) / "eval" / str(step)
+
+def named(workdirs: list[str]) -> dict[str, pathlib.Path]:
+    """Return the workdirs by what they are called: the last part, if that tells."""
+    paths = [pathlib.Path(workdir).absolute() for workdir in workdirs]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"--workdir names a run twice: {workdirs}")
+    short = [path.name for path in paths]
+    keys = short if len(set(short)) == len(short) else workdirs
+    return dict(zip(keys, paths, strict=True))
+
+
+def chosen(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return a config that evaluates what the flags ask for."""
+    sets = dict(config.eval.sets)
+    if _PACKS.value:
+        sets = {pathlib.Path(p).stem: line(p) for p in _PACKS.value}
+    for name in _SETS.value:
+        if name not in sets:
+            raise spec.unknown("--sets: evaluation set", name, sets)
+    if not sets:
+        raise ValueError("nothing to evaluate: the config has no sets; give --pack")
+    with config.unlocked():
+        config.eval.sets = {name: sets[name] for name in _SETS.value or sets}
+    return config
+
+
+def check_pictures(runs: Mapping[str, assembly.Run]) -> None:
+    """Raise where runs would be compared on different pictures of one set's name."""
+    if len(runs) < 2:
+        return
+    first: dict[str, tuple[str, str]] = {}
+    for run, built in runs.items():
+        for name, evaluator in built.evaluators.items():
+            if not isinstance(evaluator, verification.Evaluator):
+                continue
+            seen = digest(evaluator.pairs.images)
+            who, wanted = first.setdefault(name, (run, seen))
+            if seen != wanted:
+                raise ValueError(
+                    f"set {name!r} of {who!r} and of {run!r} holds other pictures;"
+                    " compare on one set: give the same --pack"
+                )
+
+
+def digest(images: types.Source) -> str:
+    """Return the SHA-256 of all pictures as they are stored, in order."""
+    found = hashlib.sha256()
+    for i in range(len(images)):
+        stored, _ = images.read(i)
+        if not isinstance(stored, bytes):
+            found.update(repr(stored.shape).encode())
+            stored = np.ascontiguousarray(stored).tobytes()
+        found.update(len(stored).to_bytes(8, "big") + stored)
+    return found.hexdigest()
+
+
+def tell(
+    results: Mapping[str, types.Result], workdir: pathlib.Path, *, step: int, run: str
+) -> None:
+    """Print all numbers, and write them beside the checkpoints."""
+    directory = workdir / "eval" / str(step)
     directory.mkdir(parents=True, exist_ok=True)
     for name, result in results.items():
-        print(f"\n{name}, step {step}")
+        print(f"\n{f'{run}: ' if run else ''}{name}, step {step}")
         for key, value in result.scalars.items():
             print(f"  {key:<24} {value:.6g}")
         text = json.dumps(result.scalars, indent=1) + "\n"
         experiment.write_text(directory / f"{name}.json", text)
-    if _REPORT.value:
-        write_report(run, results)
-        print(f"\nreport: {_REPORT.value}")
-    print()
-    for result in results.values():
-        print(headline(result.scalars))
 
 
-def write_report(run: assembly.Run, results: dict[str, types.Result]) -> None:
-    """Write the page of a run: curves, ROC, histograms, hardest pairs, settings."""
-    log = pathlib.Path(_WORKDIR.value) / "metrics.jsonl"
+def gained(row: comparison.Paired) -> str:
+    """Return a paired test in one line."""
+    gain, test = row.gain, row.test
+    return (
+        f"{row.set}: accuracy of {row.run} less that of {row.first}:"
+        f" {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {gain.p:.2g} over"
+        f" people; only {row.run} is right on {test.only_b}, only {row.first} on"
+        f" {test.only_a} pairs, McNemar p {test.p:.2g}"
+    )
+
+
+def page_of(
+    run: assembly.Run, results: Mapping[str, types.Result], workdir: pathlib.Path
+) -> report.Run:
+    """Return what the report shows of a run; a converted one has no history."""
+    log = workdir / "metrics.jsonl"
 
     def pictures(images: types.Source) -> Callable[[int], np.ndarray]:
-        return lambda i: decode.pixels(images.read(i)[0])
+        order = -1 if images.color == "bgr" else 1
+        return lambda i: decode.pixels(images.read(i)[0])[..., ::order]
 
-    report.write(
-        _REPORT.value,
-        title=pathlib.Path(_WORKDIR.value).name,
-        results=results,
+    return report.Run(
+        results,
         images={
             name: pictures(evaluator.pairs.images)
             for name, evaluator in run.evaluators.items()
             if isinstance(evaluator, verification.Evaluator)
         },
-        history=[json.loads(row) for row in log.read_text().splitlines()],
+        history=[
+            json.loads(row)
+            for row in (log.read_text().splitlines() if log.exists() else [])
+        ],
         config=run.config.to_dict(),
         environment={
             "command": " ".join(sys.argv),
@@ -91,6 +192,7 @@ def write_report(run: assembly.Run, results: dict[str, types.Result]) -> None:
             "jax": jax.__version__,
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
+            "workdir": str(workdir),
         },
     )
 
@@ -101,15 +203,6 @@ def line(path: str) -> str:
         f"pairs_bin(path={path!r}, folds={_FOLDS.value}, names={_NAMES.value!r})"
         "|verification"
     )
-
-
-def headline(s: dict[str, float]) -> str:
-    """Return the one line to remember of a result."""
-    low, high = s["accuracy_low"], s["accuracy_high"]
-    interval = f"accuracy {s['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
-    if "pairs" in s:
-        return f"verification {interval} on {s['pairs']:.0f} pairs, chance 0.5"
-    return f"{interval} on {s['count']:.0f} images, majority {s['majority']:.3f}"
 
 
 if __name__ == "__main__":

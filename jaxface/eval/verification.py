@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.eval import bootstrap, curves, decisions, folds, intervals
+from jaxface.eval import bootstrap, curves, decisions, folds, intervals, project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,9 @@ class Evaluator:
             over people; pairs, genuine, impostors, folds, people; threshold
             (cosine, mean over folds); precision, recall, f1 at the k-fold decisions;
             auc, eer; `tar@far=1e-2` and so on; `_low`, `_high` beside the rates.
-            Artefacts: scores [N] (cosine), same, fold, accepted, correct, left, right.
+            Artefacts: scores [N] (cosine), same, fold, accepted, correct, left, right,
+            people [N, 2]; to be drawn, embedding [m, D] float32 of unit length and
+            identity [m] of the people with most images, see `project.chosen`.
 
         Raises:
             ValueError: on embeddings that are not finite, are zero, or not [n, D].
@@ -123,8 +125,21 @@ class Evaluator:
                 "correct": found.correct,
                 "left": np.asarray(pairs.left),
                 "right": np.asarray(pairs.right),
+                "people": np.asarray(pairs.people),
+                **_drawn(unit, pairs),
             },
         )
+
+
+def _drawn(unit: np.ndarray, pairs: types.Pairs) -> dict[str, np.ndarray]:
+    """Return the embeddings worth drawing and whose they are, each once."""
+    person = np.full(len(unit), -1, np.int64)
+    person[pairs.left], person[pairs.right] = np.asarray(pairs.people).T
+    some = project.chosen(person)
+    # a pack repeats a photo in every pair it is in
+    _, first = np.unique(unit[some], axis=0, return_index=True)
+    some = some[np.sort(first)]
+    return {"embedding": unit[some].astype(np.float32), "identity": person[some]}
 
 
 def _unit(embedding: np.ndarray, images: types.Source) -> np.ndarray:
