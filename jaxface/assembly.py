@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -57,6 +58,7 @@ class Run:
         pipeline: preprocessing in training.
         eval_pipeline: preprocessing in evaluation.
         evaluators: by the name of the set.
+        skipped: sets that say `optional=True` and whose data is missing: why.
         mesh: the devices.
         make_model: backbone, still without dtype and axis.
         make_loss: head and loss, still without classes.
@@ -70,6 +72,7 @@ class Run:
     pipeline: pipeline.Pipeline
     eval_pipeline: pipeline.Pipeline
     evaluators: Mapping[str, Evaluator]
+    skipped: Mapping[str, str]
     mesh: Mesh
     make_model: Callable[..., Any]
     make_order: Callable[..., samplers.Order]
@@ -356,11 +359,13 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
         FileNotFoundError: missing data.
     """
     config.validate(c)
+    found, skipped = _evaluators(c.eval.sets)
     run = Run(
         config=c,
         pipeline=ops.parse(c.data.ops),
         eval_pipeline=ops.parse(c.data.eval_ops),
-        evaluators={name: flow(line) for name, line in c.eval.sets.items()},
+        evaluators=found,
+        skipped=skipped,
         mesh=_make_mesh(c),
         make_model=_bound(models, c.model.name, kind="model", default="Model"),
         make_order=_member(samplers, c.data.sampler, kind="sampler"),
@@ -376,6 +381,31 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
     return run
 
 
+def _evaluators(
+    sets: Mapping[str, str],
+) -> tuple[dict[str, Evaluator], dict[str, str]]:
+    """Build the evaluators; name those with `optional=True` whose data is missing.
+
+    It is said in the first part: `pairs_bin(path='lfw.bin', optional=True)|...`.
+    """
+    found, skipped = dict[str, Evaluator](), dict[str, str]()
+    for name, line in sets.items():
+        first, *rest = spec.parse(line)
+        given = dict(first.kwargs)
+        optional = given.pop("optional", False)
+        if not isinstance(optional, bool):
+            raise ValueError(f"eval.sets.{name}: optional={optional!r}; wanted a bool")
+        first = dataclasses.replace(first, kwargs=tuple(given.items()))
+        try:
+            found[name] = flow("|".join(map(str, (first, *rest))))
+        except FileNotFoundError as error:
+            if not optional:
+                raise
+            skipped[name] = str(error)
+            logging.warning("%s is skipped, for it is optional: %s", name, error)
+    return found, skipped
+
+
 def flow(line: str) -> Any:
     """Build what a line of sources says, each part fed by the one before.
 
@@ -389,7 +419,7 @@ def flow(line: str) -> Any:
         line,
         (sources, protocols),
         kind="source or evaluator",
-        names=("Source", "pairs", "Evaluator"),
+        names=("Source", "pairs", "search", "groups", "Evaluator"),
     )
 
 

@@ -111,6 +111,78 @@ class Pairs:
         return len(self.same)
 
 
+@dataclasses.dataclass(frozen=True)
+class Templates:
+    """Images taken together: each template is one person's, of one image or many.
+
+    A row says that an image is in a template; an image may be in several.
+
+    Attributes:
+        images: the images; labels are not used.
+        image: [m] int64, index into `images`.
+        template: [m] int64, 0 .. T - 1, which template the row is of.
+        media: [m] int64, which medium (photo or video) of it the image is from.
+        weight: [m] float32, the detector's score; 1 where nobody tells.
+        person: [T] int64, whose template it is.
+    """
+
+    images: Source
+    image: np.ndarray
+    template: np.ndarray
+    media: np.ndarray
+    weight: np.ndarray
+    person: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.person)
+
+
+@dataclasses.dataclass(frozen=True)
+class TemplatePairs:
+    """A verification list over templates: [N] templates left and right, [N] bool same.
+
+    People may differ where pairs do not tell, so `same` decides.
+    """
+
+    templates: Templates
+    left: np.ndarray
+    right: np.ndarray
+    same: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.same)
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Probes to be found in galleries, 1:N.
+
+    Attributes:
+        templates: of galleries and probes.
+        trials: (gallery [G], probes [Q]) int64 templates of each trial. A person
+            whom a gallery lacks is, for its probes, a stranger; whom no probe shows,
+            a distractor.
+    """
+
+    templates: Templates
+    trials: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Pairs that fall into groups of people, such as by sex, age or origin.
+
+    Attributes:
+        pairs: all of them.
+        group: [N] int64 into `names`; -1 where the two sides differ in it.
+        names: [G] the groups.
+    """
+
+    pairs: Pairs
+    group: np.ndarray
+    names: tuple[str, ...]
+
+
 class Ctx(NamedTuple):
     """What a margin rule may use besides cosines, and may change besides them.
 
@@ -284,7 +356,8 @@ class Result:
     """What an evaluator found.
 
     Attributes:
-        scalars: named numbers for tables, logs and the choice of the best.
+        scalars: named numbers for tables, logs and the choice of the best; the first
+            is the one to remember.
         artefacts: named arrays for the report (scores, labels, indices).
     """
 

@@ -9,6 +9,7 @@ span, an accuracy the mean over folds with its interval over people.
     python launch/bench.py --what=head --cpu_devices=2 --heads=1e5x512,1e6x512
     python launch/bench.py --what=records --records=5000000
     python launch/bench.py --what=input --source="folder(path='faces.tar')"
+    python launch/bench.py --what=eval --galleries=3500,1000000
 
 A benchmark is a function that gives rows; `WHAT` lists them.
 """
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import bench_eval
 import bench_head
 import bench_input
 import bench_records
@@ -281,7 +283,7 @@ def pca(features: np.ndarray, *, keep: int) -> Callable[[np.ndarray], np.ndarray
 _WHAT = flags.DEFINE_list(
     "what",
     None,
-    "render, step, baselines, head, input, records.",
+    "render, step, baselines, head, input, records, eval.",
     required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Write the figures to this JSON file as well.")
@@ -308,6 +310,11 @@ _CORES = flags.DEFINE_list("cores", ["1", "2"], "input: how many, each in its tu
 _LINES = flags.DEFINE_multi_string("line", list(bench_input.LINES), "input: its ops.")
 _IMAGES = flags.DEFINE_integer("images", 4096, "input: of a round.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "input: rounds timed.", lower_bound=1)
+_FACES = flags.DEFINE_integer("faces", 470_000, "eval: images of all templates.")
+_TEMPLATES = flags.DEFINE_integer("templates", 23_000, "eval: pooled from them.")
+_PAIRS = flags.DEFINE_integer("pairs", 15_700_000, "eval: of templates.")
+_PROBES = flags.DEFINE_integer("probes", 20_000, "eval: searched in each gallery.")
+_GALLERIES = flags.DEFINE_list("galleries", ["3500"], "eval: rows of each gallery.")
 
 
 WHAT: dict[str, Callable[[], list[harness.Row]]] = {
@@ -329,6 +336,12 @@ WHAT: dict[str, Callable[[], list[harness.Row]]] = {
         optimizer=_OPTIMIZER.value,
         memory=_MEMORY.value,
     ),
+    "eval": lambda: [
+        *bench_eval.templates(
+            images=_FACES.value, count=_TEMPLATES.value, pairs=_PAIRS.value
+        ),
+        *bench_eval.galleries([int(G) for G in _GALLERIES.value], probes=_PROBES.value),
+    ],
     "records": lambda: bench_records.opening(_RECORDS.value),
     "input": lambda: bench_input.feed(
         _SOURCE.value,

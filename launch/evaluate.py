@@ -3,6 +3,7 @@
     python launch/evaluate.py --workdir=/tmp/run
     python launch/evaluate.py --workdir=/tmp/run --step=latest --pack=lfw.bin
     python launch/evaluate.py --workdir=/tmp/a --workdir=/tmp/b --report=both.html
+    python launch/evaluate.py --workdir=/tmp/run --line="a=folder(path='x')|clustering"
 
 Prints a table, writes WORKDIR/eval/<step>/<set>.json and, with --report, one
 self-contained page. Several workdirs are compared pair by pair, on the same pairs.
@@ -31,6 +32,9 @@ _STEP = flags.DEFINE_string("step", "best", "best, latest or a step's number.")
 _SETS = flags.DEFINE_list("sets", [], "Only these sets of the config; all if empty.")
 _PACKS = flags.DEFINE_multi_string(
     "pack", [], "Evaluate this insightface .bin pack instead of the config's sets."
+)
+_LINES = flags.DEFINE_multi_string(
+    "line", [], "Evaluate this set, NAME=LINE, instead of the config's sets."
 )
 _FOLDS = flags.DEFINE_integer("folds", 10, "Folds of the packs.")
 _NAMES = flags.DEFINE_string("names", None, "LFW pairs.txt: who is in the packs.")
@@ -78,10 +82,12 @@ def main() -> None:
     print()
     for paired in comparison.compare(found):
         print(gained(paired))
-    for name, sets in scalars.items():
-        for s in sets.values():
-            line = " ".join(part for part in report.headline(s) if part)
-            print(f"{name}: {line}" if len(scalars) > 1 else line)
+    for run, sets in scalars.items():
+        before = f"{run}, " if len(runs) > 1 else ""
+        for name, numbers in sets.items():
+            print(f"{before}{name}: {' '.join(filter(None, report.headline(numbers)))}")
+        for name, why in runs[run].skipped.items():
+            print(f"{before}{name} skipped: {why}")
 
 
 def named(workdirs: list[str]) -> dict[str, pathlib.Path]:
@@ -97,8 +103,9 @@ def named(workdirs: list[str]) -> dict[str, pathlib.Path]:
 def chosen(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Return a config that evaluates what the flags ask for."""
     sets = dict(config.eval.sets)
-    if _PACKS.value:
+    if _PACKS.value or _LINES.value:
         sets = {pathlib.Path(p).stem: line(p) for p in _PACKS.value}
+        sets |= dict(map(given, _LINES.value))
     for name in _SETS.value:
         if name not in sets:
             raise spec.unknown("--sets: evaluation set", name, sets)
@@ -195,6 +202,17 @@ def page_of(
             "workdir": str(workdir),
         },
     )
+
+
+def given(text: str) -> tuple[str, str]:
+    """Return (name, line) of `--line`."""
+    name, equals, of = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(
+            f"--line={text!r}: wanted NAME=LINE, as in"
+            " album=folder(path='album')|clustering"
+        )
+    return name, of
 
 
 def line(path: str) -> str:

@@ -136,7 +136,6 @@ def test_people_interval_holds_the_truth_in_a_few_runs():
     [
         (bootstrap.people_interval, samples.outcomes, 200, 100, 0.0),
         (bootstrap.people_interval, samples.outcomes, 30, 500, 0.7),
-        (bootstrap.people_interval, samples.outcomes, 100, 300, 1.0),
         (bootstrap.people_auc, samples.scored, 40, 200, 0.7),
         (bootstrap.people_difference, samples.two_models, 40, 200, 0.7),
     ],

@@ -138,8 +138,7 @@ def test_the_evaluation_script_writes_what_it_prints(one, tmp_path):
     found = json.loads((workdir / "eval" / "20" / "unseen.json").read_text())
     low, high = found["accuracy_low"], found["accuracy_high"]
     assert done.stdout.splitlines()[-1] == (
-        f"verification accuracy {found['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
-        " on 40 pairs, chance 0.5"
+        f"unseen: accuracy {found['accuracy']:.3f} [{low:.3f}, {high:.3f}] on 40 pairs"
     )
     assert "unseen" in page.read_text()
     assert "| run | unseen accuracy |" in done.stdout

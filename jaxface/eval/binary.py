@@ -103,9 +103,10 @@ def _scalars(counts: decisions.Confusion, *, majority: int) -> dict[str, float]:
         "recall": recall,
         "f1": f1,
     }
-    scalars = {"count": n, "positives": counts.tp + counts.fn, **counts._asdict()}
+    scalars: dict[str, float] = {}
     for name, rate in rates.items():
         scalars |= rate.named(name)
+    scalars |= {"count": n, "positives": counts.tp + counts.fn, **counts._asdict()}
     scalars |= {"majority": majority / n, "threshold": 0.5}
     return {name: float(value) for name, value in scalars.items()}
 

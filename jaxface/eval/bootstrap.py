@@ -56,9 +56,10 @@ def people_interval(
         seed: of the draws.
 
     Returns:
-        (low, high) in [0, 1], on the logit scale, so that neither end leaves it; and
+        (low, high) in [0, 1], by the logit scale, so that neither end leaves it; and
         never narrower than Wilson's at either end, since pairs that share people tell
-        no more than independent ones.
+        no more than independent ones. Meant for 30 people and more; with 20 the 95 %
+        interval holds the truth in 93 to 94 % of simulated samples.
 
     Raises:
         ValueError: on shapes that do not match, or fewer than two people.
@@ -219,11 +220,8 @@ def _deviations(spread: _Spread, *, replicates: int, seed: int) -> np.ndarray:
     else:
         t, rows = t / shape, max(1, _DRAWN // P)
         sizes = (min(rows, replicates - i) for i in range(0, replicates, rows))
-        redrawn = [
-            t[rng.integers(P, size=(size, P), dtype=np.int32)].sum(axis=1)
-            for size in sizes
-        ]
-        drawn = np.concatenate(redrawn)
+        who = (rng.integers(P, size=(size, P), dtype=np.int32) for size in sizes)
+        drawn = np.concatenate([t[redrawn].sum(axis=1) for redrawn in who])
     tails = np.sqrt(rng.chisquare(spread.freedom, replicates) / spread.freedom)
     return drawn * math.sqrt(spread.variance) / tails
 

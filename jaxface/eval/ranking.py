@@ -21,7 +21,7 @@ import numpy as np
 from jaxface.eval import intervals
 
 TIE = 1e-6  # what float32 rounding leaves uncertain of a cosine
-_PROBES, _GALLERY = 1024, 8192  # a block of cosines: 32 MiB
+_PROBES, _GALLERY = 512, 4096  # a block of cosines: 8 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,11 @@ def nearest(
     found = np.full((len(probe), k), len(gallery), np.int64)
     for rows, columns, cos in _blocks(probe, gallery):
         # Only what beats the k-th so far can enter: soon that is next to nothing.
-        q, g = np.nonzero(cos > score[rows, -1:])
+        bar = score[rows, -1:]
+        if not columns.start:  # everything does, but the block's own k-th cuts it off
+            most = min(k, cos.shape[1])
+            bar = np.nextafter(np.partition(cos, -most, axis=1)[:, [-most]], bar)
+        q, g = divmod(np.flatnonzero(cos > bar), cos.shape[1])
         old = len(cos)
         who = np.concatenate([np.repeat(np.arange(old), k), q])
         value = np.concatenate([score[rows].ravel(), cos[q, g]])

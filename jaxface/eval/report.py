@@ -25,6 +25,7 @@ from jaxface.eval import comparison, figures, project, rows
 
 _WORST = 8  # pairs shown of each kind of error
 _BESIDE = "not measured"
+_COUNTS = ("pairs", "mated", "searches", "images", "count")  # what a headline is of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +120,13 @@ def headline(scalars: Mapping[str, float]) -> tuple[str, str, str]:
     Three empty texts where there is none.
     """
     name, value, low, high = rows.headline(scalars)
-    if low is None or high is None:
-        return (name, f"{value:.4g}", "") if name else ("", "", "")
-    text, what = f"[{low:.3f}, {high:.3f}]", name.replace("_", " ")
-    if name == "accuracy" and "pairs" in scalars:
-        text += f" on {scalars['pairs']:,.0f} pairs, chance 0.5"
-        what = "verification accuracy"
-    elif name == "accuracy" and {"count", "majority"} <= set(scalars):
-        text += f" on {scalars['count']:,.0f} images, majority"
-        text += f" {scalars['majority']:.3f}"
-    return what, f"{value:.3f}", text
+    if not name:
+        return "", "", ""
+    said = [] if low is None or high is None else [f"[{low:.3f}, {high:.3f}]"]
+    count = next((n for n in _COUNTS if n in scalars), None)
+    said += [f"on {scalars[count]:,.0f} {count}"] if count else []
+    said += [f"majority {scalars['majority']:.3f}"] if "majority" in scalars else []
+    return name.replace("_", " "), f"{value:.3f}", " ".join(said)
 
 
 def _set(
@@ -172,12 +170,14 @@ def _projected(
         a = result.artefacts
         if "embedding" not in a or min(np.shape(a["embedding"])) < 2:
             continue
+        identity = np.asarray(a["identity"])
+        some = project.chosen(identity)  # few enough for a page and for t-SNE
         for name in projections:
             title = project.TITLES[name]
             title += f", {html.label(run)}" if len(results) > 1 else ""
-            xy = project.PROJECTIONS[name](a["embedding"])
+            xy = project.PROJECTIONS[name](a["embedding"][some])
             kind = f"{name}-{k}"
-            yield figures.scatter(xy, a["identity"], kind=kind, title=title)
+            yield figures.scatter(xy, identity[some], kind=kind, title=title)
 
 
 def _table(

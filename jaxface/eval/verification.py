@@ -56,7 +56,7 @@ class Evaluator:
         ends = np.stack([pairs.left, pairs.right])
         if ends.min() < 0 or ends.max() >= n:
             raise ValueError(f"pairs name images {ends.min()} to {ends.max()} of {n}")
-        lost = [_short(far) for far in self.far if far < 1 / (N - genuine)]
+        lost = [short(far) for far in self.far if far < 1 / (N - genuine)]
         if lost:
             logging.info(
                 "TAR at FAR %s is left out: %d impostor pairs cannot show it",
@@ -83,7 +83,7 @@ class Evaluator:
             ValueError: on embeddings that are not finite, are zero, or not [n, D].
         """
         pairs = self.pairs
-        unit = _unit(embed(pairs.images), pairs.images)
+        unit = unit_length(embed(pairs.images), pairs.images)
         # |a - b|^2 = 2 - 2 cos, summed as insightface does
         gap = unit[pairs.left] - unit[pairs.right]
         scores = 1 - np.sum(gap**2, axis=1) / 2
@@ -114,7 +114,7 @@ class Evaluator:
                 _, threshold = curves.tar_at_far(scores, same, far=far)
                 accepted = int(np.sum(scores[same] >= threshold))
                 tar = intervals.rate(accepted, genuine)
-                scalars |= tar.named(f"tar@far={_short(far)}")
+                scalars |= tar.named(f"tar@far={short(far)}")
         return types.Result(
             scalars={name: float(value) for name, value in scalars.items()},
             artefacts={
@@ -142,12 +142,10 @@ def _drawn(unit: np.ndarray, pairs: types.Pairs) -> dict[str, np.ndarray]:
     return {"embedding": unit[some].astype(np.float32), "identity": person[some]}
 
 
-def _unit(embedding: np.ndarray, images: types.Source) -> np.ndarray:
+def unit_length(embedding: np.ndarray, images: types.Source) -> np.ndarray:
     """Return unit embeddings [n, D] float64, or say which image has none."""
-    embedding = np.asarray(embedding, np.float64)
+    embedding = shaped(embedding, images).astype(np.float64)
     n = len(images)
-    if embedding.ndim != 2 or len(embedding) != n:
-        raise ValueError(f"embed gave {embedding.shape} for {n} images; wanted [n, D]")
     norm = np.linalg.norm(embedding, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(norm[:, 0]) | (norm[:, 0] == 0))
     if len(bad):
@@ -159,7 +157,15 @@ def _unit(embedding: np.ndarray, images: types.Source) -> np.ndarray:
     return embedding / norm
 
 
-def _short(far: float) -> str:
+def shaped(embedding: np.ndarray, images: types.Source) -> np.ndarray:
+    """Return what `embed` gave, if it is [n, D] for the n images."""
+    embedding, n = np.asarray(embedding), len(images)
+    if embedding.ndim != 2 or len(embedding) != n:
+        raise ValueError(f"embed gave {embedding.shape} for {n} images; wanted [n, D]")
+    return embedding
+
+
+def short(far: float) -> str:
     """Write 0.001 as 1e-3."""
     mantissa, exponent = f"{far:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"

@@ -1,0 +1,159 @@
+"""Galleries and probes drawn from any labelled source, for searches 1:N.
+
+One law: the draw depends on the seed and the labels alone; a trial's strangers are
+people of whom its gallery has no image, and no image is both enrolled and a probe.
+
+    faces = folder.Source("faces")
+    found = search(faces, enrol=1, strangers=0.5, trials=10)       # as BLUFR on LFW
+    gallery, probes = found.trials[0]
+
+BLUFR: Liao et al., A Benchmark Study of Large-Scale Unconstrained Face Recognition,
+IJCB 2014.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxface import spec, types
+from jaxface.data import sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Sources one after the other, as one; labels go on where the last ended."""
+
+    parts: tuple[types.Source, ...]
+
+    def __post_init__(self) -> None:
+        if len({part.color for part in self.parts}) > 1:
+            raise ValueError(
+                f"sources of colours {[part.color for part in self.parts]}; wanted one"
+            )
+
+    @property
+    def color(self) -> str:
+        """Return the channel order of all."""
+        return self.parts[0].color
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of labels of all."""
+        return sum(part.num_classes for part in self.parts)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
+        """Return (image, label) of image i."""
+        k, i = self._find(i)
+        image, label = self.parts[k].read(i)
+        return image, label + sum(part.num_classes for part in self.parts[:k])
+
+    def name(self, i: int) -> str:
+        """Return where image i came from."""
+        k, i = self._find(i)
+        return self.parts[k].name(i)
+
+    def _find(self, i: int) -> tuple[int, int]:
+        for k, part in enumerate(self.parts):
+            if i < len(part):
+                return k, i
+            i -= len(part)
+        raise IndexError(i)
+
+
+def search(
+    source: types.Source,
+    *,
+    enrol: int = 1,
+    strangers: float = 0.0,
+    trials: int = 1,
+    distractors: str = "",
+    seed: int = 0,
+) -> types.Search:
+    """Draw galleries and probes.
+
+    Args:
+        source: labelled images; only its labels are read (`labels` [n] where it has
+            them, else image by image).
+        enrol: images that make a gallery template; all others of the person are
+            probes. Who has no more than these is a stranger in every trial.
+        strangers: share of the other people who are left out of a trial's gallery.
+        trials: how many draws.
+        distractors: a line of a source, each image of which is enrolled as somebody
+            whom no probe shows; "" for none.
+        seed: of the draws.
+
+    Raises:
+        ValueError: nobody to enrol, or no such share.
+    """
+    if enrol < 1 or trials < 1 or not 0 <= strangers < 1:
+        raise ValueError(
+            f"enrol={enrol}, trials={trials}, strangers={strangers}; wanted 1 or more,"
+            " 1 or more, and a share in [0, 1)"
+        )
+    labels = labels_of(source)
+    people, counts = np.unique(labels, return_counts=True)
+    able = people[counts > enrol]
+    left_out = round(strangers * len(able))
+    if not len(able) - left_out:
+        raise ValueError(
+            f"{len(able)} of {len(people)} people have more than enrol={enrol} images,"
+            f" and {left_out} of them are to be strangers; nobody is left to enrol"
+        )
+    n, image, template = len(labels), [np.arange(len(labels))], [np.arange(len(labels))]
+    person, drawn, size = [labels], list[tuple[np.ndarray, np.ndarray]](), n
+    if distractors:
+        source, own = _joined(source, distractors)
+        size += own
+        image.append(np.arange(n, size))
+        template.append(np.arange(n, size))
+        person.append(int(people.max()) + 1 + np.arange(own))
+    other = np.arange(n, size)
+    for key in np.random.SeedSequence(seed).spawn(trials):
+        rng = np.random.default_rng(key)
+        known = np.sort(rng.permutation(able)[left_out:])
+        order = rng.permutation(n)
+        order = order[np.argsort(labels[order], kind="stable")]
+        start = np.searchsorted(labels[order], known)
+        chosen = order[start[:, None] + np.arange(enrol)]  # [known, enrol]
+        gallery = np.arange(size, size + len(known))
+        size += len(known)
+        image.append(chosen.ravel())
+        template.append(np.repeat(gallery, enrol))
+        person.append(known)
+        probes = np.setdiff1d(np.arange(n), chosen)
+        drawn.append((np.concatenate([gallery, other]), probes))
+    return types.Search(
+        singles(
+            source,
+            np.concatenate(image),
+            np.concatenate(template),
+            np.concatenate(person),
+        ),
+        tuple(drawn),
+    )
+
+
+def singles(
+    images: types.Source, image: np.ndarray, template: np.ndarray, person: np.ndarray
+) -> types.Templates:
+    """Return templates whose images are photos, each a medium of weight 1."""
+    rows = np.arange(len(image))
+    weight = np.ones(len(image), np.float32)
+    return types.Templates(images, image, template, rows, weight, person)
+
+
+def _joined(source: types.Source, line: str) -> tuple[types.Source, int]:
+    other = spec.flow(line, (sources,), kind="source", names=("Source",))
+    return Chain((source, other)), len(other)
+
+
+def labels_of(source: types.Source) -> np.ndarray:
+    """Return the labels [n]; a source that knows them need not be read."""
+    if isinstance(source, types.Labelled):
+        return np.asarray(source.labels, np.int64)
+    return np.array([source.read(i)[1] for i in range(len(source))], np.int64)
