@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -34,7 +35,6 @@ from jaxface.train import step as steps
 from jaxface.types import (
     Batch,
     Batches,
-    Embed,
     Evaluator,
     Loss,
     Named,
@@ -44,6 +44,7 @@ from jaxface.types import (
 )
 
 AXIS = "data"
+_SEED = 0  # of what degradations draw: the same for every network that is evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,12 +303,10 @@ class Run:
             yield ahead.pop(0)
 
     @functools.cached_property
-    def forward(self) -> embed.Forward:
-        """The compiled forward pass of evaluation."""
-        apply = self.model.apply
-        if self.config.eval.embed == "flip_sum":
-            apply = embed.flip_sum(apply)
-        return embed.compile_forward(apply, mesh=self.mesh, axis=AXIS)
+    def passes(self) -> embed.Passes:
+        """The ways of evaluation through the network, each compiled once."""
+        flip = self.config.eval.embed == "flip_sum"
+        return embed.make_passes(self.model, mesh=self.mesh, axis=AXIS, flip=flip)
 
     def abstract_variables(
         self, shape: tuple[int, int, int], *, model: Any = None
@@ -323,26 +322,29 @@ class Run:
 
     def evaluate(self, variables: Any) -> dict[str, Result]:
         """Run every evaluator on the network with these variables."""
-        embedder = self.embedder(variables)
-        return {name: e.run(embedder) for name, e in self.evaluators.items()}
+        network = self.embedder(variables)
+        return {name: e.run(network) for name, e in self.evaluators.items()}
 
-    def embedder(self, variables: Any) -> Embed:
+    def embedder(self, variables: Any) -> embed.Network:
         """Make the function from a source to its embeddings, in order."""
-        rows = self.rows(variables)
-        return lambda source: embed.whole(rows(source))[0]
+        return embed.Network(
+            self.passes, variables, self.mesh, AXIS, self._in_order, self.span
+        )
 
-    def rows(self, variables: Any) -> Callable[[Source], Iterator[embed.Rows]]:
-        """Make the function from a source to its (embeddings, labels), by batch."""
-        return embed.make_rows(
-            self.forward,
-            variables,
-            mesh=self.mesh,
-            axis=AXIS,
-            one_pass=functools.partial(
-                host.batches_once,
-                pipeline=self.eval_pipeline,
-                batch_size=self.config.eval.batch_size,
-            ),
+    @property
+    def span(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the grey levels 0 and 255 are to the network, [3] float32 each."""
+        mean, std = self.eval_pipeline.scale or (0.0, 1.0)
+        ends = (np.full(3, level, np.float32) for level in (0, 255))
+        low, high = ((e - np.float32(mean)) / np.float32(std) for e in ends)
+        return low, high
+
+    def _in_order(self, source: Source, line: str) -> Iterator[Batch]:
+        return host.batches_once(
+            source,
+            degraded(self.eval_pipeline, line) if line else self.eval_pipeline,
+            batch_size=self.config.eval.batch_size,
+            seed=_SEED if line else None,
         )
 
 
@@ -404,6 +406,27 @@ def _evaluators(
             skipped[name] = str(error)
             logging.warning("%s is skipped, for it is optional: %s", name, error)
     return found, skipped
+
+
+def degraded(base: pipeline.Pipeline, line: str) -> pipeline.Pipeline:
+    """Put ops into a line of preprocessing, where images have the network's size.
+
+    Args:
+        base: what is done without them.
+        line: ops, such as "blur(2, 2)|jpeg(30, 30)".
+
+    Raises:
+        KeyError: an unknown op, with the nearest.
+        ValueError: ops that change the image's size, its colours or its scale.
+    """
+    first, rest = base.split()
+    added = ops.parse(f"decode|{line}").ops[1:]
+    if any(op.size or op.scale or op.color for op in added):
+        raise ValueError(
+            f"{line!r} changes size, scale or channels, so the network could not take"
+            " it; wanted ops that keep them, as in 'blur(2, 2)|jpeg(30, 30)'"
+        )
+    return pipeline.Pipeline(pipeline.joined((*first.ops, *added, *rest.ops)))
 
 
 def flow(line: str) -> Any:

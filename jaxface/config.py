@@ -106,7 +106,7 @@ def base() -> ml_collections.ConfigDict:
 
     c.eval = ml_collections.ConfigDict()
     c.eval.every = "1 epochs"
-    c.eval.embed = "flip_sum"  # f(x) + f(flipped x), unit length; or "output"
+    c.eval.embed = "flip_sum"  # f(x) + f(flipped x); or "output"
     c.eval.batch_size = 64
     # Name -> a module of jaxface.eval and what it is handed, such as
     # "pairs_bin(path='lfw.bin', folds=10)|verification".

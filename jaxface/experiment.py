@@ -21,8 +21,9 @@ import jax
 import ml_collections
 from absl import logging
 
-from jaxface import checkpoint, config, teacher, transfer
+from jaxface import checkpoint, config, embed, spec, teacher, transfer, types
 from jaxface.assembly import Run
+from jaxface.eval import overlap, strangers
 from jaxface.train import loop, monitor
 from jaxface.train import step as steps
 from jaxface.types import Batch, Batches, Result
@@ -71,7 +72,9 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
         )
 
     def evaluate(state: Any) -> dict[str, float]:
-        return scalars_of(run.evaluate(state.variables))
+        return _with_best(
+            scalars_of(run.evaluate(state.variables)), best=c.checkpoint.best
+        )
 
     begun = time.monotonic()
     with (
@@ -129,6 +132,41 @@ def evaluate(
     return found, run.evaluate(variables)
 
 
+def leaks(
+    run: Run, workdir: str | pathlib.Path, *, step: str = "best"
+) -> dict[str, overlap.Leak]:
+    """Look for the people of the verification sets among those trained on.
+
+    Every training image is embedded once more, by the network that is evaluated; a
+    person whom it does not recognise is not found.
+
+    Args:
+        run: built from what `saved_config` returns; the training images are needed.
+        workdir: of the training run.
+        step: "latest", "best" or a number.
+
+    Returns:
+        What was found, by the name of the set; sets that are no lists of pairs are left
+        out, for nobody knows whose their images are.
+    """
+    lists = {
+        name: e.pairs
+        for name, e in run.evaluators.items()
+        if isinstance(getattr(e, "pairs", None), types.Pairs)
+    }
+    if not lists:
+        return {}
+    network = run.embedder(restore(run, workdir, step=step)[1])
+    e, label = embed.whole(network.rows(run.source))
+    centres = strangers.class_centres(e, label, classes=run.source.num_classes)
+    found = {}
+    for name, pairs in lists.items():
+        of = pairs.owners
+        probes = network(pairs.images)[of >= 0]
+        found[name] = overlap.leak((centres, e, label), probes, of[of >= 0])
+    return found
+
+
 def restore(
     run: Run, workdir: str | pathlib.Path, *, step: str = "best"
 ) -> tuple[int, dict[str, Any]]:
@@ -171,6 +209,14 @@ def scalars_of(results: Mapping[str, Result]) -> dict[str, float]:
         for name, result in results.items()
         for key, value in result.scalars.items()
     }
+
+
+def _with_best(scalars: dict[str, float], *, best: str) -> dict[str, float]:
+    """Return the scalars, which the number that checkpoints are kept by is among."""
+    name = best.removeprefix("-")
+    if name and name not in scalars:
+        raise spec.unknown("checkpoint.best: number", name, scalars)
+    return scalars
 
 
 def _claim(workdir: pathlib.Path, run: Run) -> None:

@@ -110,6 +110,13 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.same)
 
+    @property
+    def owners(self) -> np.ndarray:
+        """Whose each image is, [n] int64; -1 of an image in no pair."""
+        owners = np.full(len(self.images), -1, np.int64)
+        owners[self.left], owners[self.right] = self.people.T
+        return owners
+
 
 @dataclasses.dataclass(frozen=True)
 class Templates:
@@ -347,8 +354,68 @@ class Port:
         return re.search(self.skip, name) is not None
 
 
-# Every image of a source -> embeddings [len(source), D] float32.
-Embed = Callable[[Source], np.ndarray]
+class Embed(Protocol):
+    """Embeds every image of a source, in order: what all evaluators need."""
+
+    def __call__(self, source: Source, /) -> np.ndarray:
+        """Return [len(source), D] float32, of any length but zero."""
+        ...
+
+
+@runtime_checkable
+class Network(Protocol):
+    """An `Embed` that can be looked into and handed other images; `isinstance` tells.
+
+    Images "as the network eats them" are [B, H, W, 3] float32, B as `inputs` has it.
+
+    Attributes:
+        features: such images -> [B, D], the same numbers as the embeddings, to be
+            differentiated; a pytree, so that a jitted function can take it.
+        span: what grey levels 0 and 255 are to the network, [3] float32 each.
+    """
+
+    @property
+    def features(self) -> Callable[[jax.Array], jax.Array]:
+        """The differentiable function."""
+        ...
+
+    @property
+    def span(self) -> tuple[np.ndarray, np.ndarray]:
+        """The darkest and the brightest input."""
+        ...
+
+    def __call__(self, source: Source, /) -> np.ndarray:
+        """Return [len(source), D] float32, of any length but zero."""
+        ...
+
+    def degraded(self, line: str) -> Embed:
+        """Return the same, of images that ops such as "blur(2, 2)" went over.
+
+        They are done to uint8 images at the network's size, before it is scaled; what
+        they draw depends on the image's place in the source alone.
+        """
+        ...
+
+    def inputs(self, source: Source, /) -> Iterator[tuple[jax.Array, np.ndarray]]:
+        """Yield (images as the network eats them, mask [B]) in order, on the devices.
+
+        The last batch is filled up; its mask is False there.
+        """
+        ...
+
+    def vectors(
+        self, images: jax.Array, numbers: np.ndarray | None = None, /
+    ) -> np.ndarray:
+        """Embed a batch of `inputs`: [B, D] float32.
+
+        With numbers [B], which decide what is dropped from each image, dropout is on,
+        and nothing else is as in training.
+        """
+        ...
+
+    def drops(self, images: jax.Array, /) -> bool:
+        """Return whether the network has dropout; takes a batch of `inputs`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

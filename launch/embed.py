@@ -44,7 +44,7 @@ def main() -> None:
     _, variables = experiment.restore(run, _WORKDIR.value, step=_STEP.value)
     half = out.with_name(f"{out.stem}.tmp{out.suffix}")
     write = write_rows if out.suffix == ".npy" else write_all
-    shape = write(half, source, run.rows(variables)(source))
+    shape = write(half, source, run.embedder(variables).rows(source))
     os.replace(half, out)
     logging.info("%s: embeddings %s, %s", out, shape, c.eval.embed)
 

@@ -1,7 +1,7 @@
 """Restore a checkpoint and evaluate it; the saved config rebuilds the model.
 
     python launch/evaluate.py --workdir=/tmp/run
-    python launch/evaluate.py --workdir=/tmp/run --step=latest --pack=lfw.bin
+    python launch/evaluate.py --workdir=/tmp/run --step=latest --pack=lfw.bin --leaks
     python launch/evaluate.py --workdir=/tmp/a --workdir=/tmp/b --report=both.html
     python launch/evaluate.py --workdir=/tmp/run --line="a=folder(path='x')|clustering"
 
@@ -23,7 +23,8 @@ from absl import flags
 
 from jaxface import assembly, cli, experiment, parallel, spec, types
 from jaxface.data import decode
-from jaxface.eval import comparison, project, report, rows, verification
+from jaxface.data.sources import pairs_sampled
+from jaxface.eval import comparison, project, report, rows, saliency, verification
 
 _WORKDIRS = flags.DEFINE_multi_string(
     "workdir", None, "Of a training run; given twice or more, the runs are compared."
@@ -45,9 +46,18 @@ _PROJECTIONS = flags.DEFINE_multi_enum(
     list(project.PROJECTIONS),
     "Of embeddings in the report; tsne needs jaxface[report].",
 )
+_SALIENCY = flags.DEFINE_enum(
+    "saliency",
+    "gradient",
+    ["gradient", "occlusion", "none"],
+    "How the report shows what of a face drives its worst errors.",
+)
 _ROW = flags.DEFINE_enum("row", None, rows.KINDS, "Print rows for a paper's table.")
 _COLUMNS = flags.DEFINE_list(
     "columns", [], "Of --row: SET/NUMBER; each set's headline if empty."
+)
+_LEAKS = flags.DEFINE_bool(
+    "leaks", False, "Also look for people of the sets among those trained on."
 )
 
 
@@ -62,6 +72,8 @@ def main() -> None:
     found = {}
     for name, run in runs.items():
         step, found[name] = experiment.evaluate(run, workdirs[name], step=_STEP.value)
+        if _LEAKS.value:
+            add_leaks(run, found[name], workdirs[name])
         tell(found[name], workdirs[name], step=step, run=name if len(runs) > 1 else "")
     if _REPORT.value:
         report.write(
@@ -176,22 +188,22 @@ def page_of(
 ) -> report.Run:
     """Return what the report shows of a run; a converted one has no history."""
     log = workdir / "metrics.jsonl"
-
-    def pictures(images: types.Source) -> Callable[[int], np.ndarray]:
-        order = -1 if images.color == "bgr" else 1
-        return lambda i: decode.pixels(images.read(i)[0])[..., ::order]
-
+    history = log.read_text().splitlines() if log.exists() else []
+    shown = {
+        name: evaluator.pairs.images
+        for name, evaluator in run.evaluators.items()
+        if isinstance(evaluator, verification.Evaluator)
+    }
+    drives = {}
+    if _SALIENCY.value != "none" and shown:
+        variables = experiment.restore(run, workdir, step=_STEP.value)[1]
+        network = run.embedder(variables)
+        drives = {name: driving(network, images) for name, images in shown.items()}
     return report.Run(
         results,
-        images={
-            name: pictures(evaluator.pairs.images)
-            for name, evaluator in run.evaluators.items()
-            if isinstance(evaluator, verification.Evaluator)
-        },
-        history=[
-            json.loads(row)
-            for row in (log.read_text().splitlines() if log.exists() else [])
-        ],
+        images={name: pictures(images) for name, images in shown.items()},
+        saliency=drives,
+        history=[json.loads(row) for row in history],
         config=run.config.to_dict(),
         environment={
             "command": " ".join(sys.argv),
@@ -202,6 +214,57 @@ def page_of(
             "workdir": str(workdir),
         },
     )
+
+
+def pictures(images: types.Source) -> Callable[[int], np.ndarray]:
+    """Make the function from an index to its picture, RGB."""
+    order = -1 if images.color == "bgr" else 1
+    return lambda i: decode.pixels(images.read(i)[0])[..., ::order]
+
+
+def driving(
+    network: types.Network, images: types.Source
+) -> Callable[[int, int], np.ndarray]:
+    """Make the function from two indices to the first as the network sees it, heated.
+
+    Of what hiding shows, only what speaks for a match: its other parts are below 0.
+    """
+    low, high = (end.reshape(1, 1, 3) for end in network.span)
+
+    def drives(i: int, j: int) -> np.ndarray:
+        pair = pairs_sampled.Subset(images, np.array([i, j]))
+        batch, _ = next(iter(network.inputs(pair)))
+        left, right = np.asarray(batch[:2])
+        if _SALIENCY.value == "occlusion":
+            heat = saliency.occlusion(network.features, left, right)
+        else:
+            heat = saliency.gradient(network.features, left, right)
+        seen = np.round(255 * (left - low) / (high - low)).clip(0, 255)
+        return report.heated(seen.astype(np.uint8), np.maximum(heat, 0))
+
+    return drives
+
+
+def add_leaks(
+    run: assembly.Run, results: Mapping[str, types.Result], workdir: pathlib.Path
+) -> None:
+    """Put beside each score how many of its people were trained on; print who."""
+    found = experiment.leaks(run, workdir, step=_STEP.value)
+    for name, result in results.items():
+        if name not in found:
+            print(f"\n{name}: leaks not looked for, it is no list of pairs")
+            continue
+        leak = found[name]
+        result.scalars.update((k, float(v)) for k, v in leak.scalars.items())
+        names = run.class_names
+        print(
+            f"\n{name}: {leak.scalars['leaked_people']} of {leak.people} people are"
+            f" taken for some of the {leak.classes} trained on,"
+            f" {leak.scalars['leaked_false_alarms']:.2g} by chance; the nearest:"
+        )
+        for m in leak.matches[:5]:
+            who = names[m.label] if names else f"class {m.label}"
+            print(f"  {m.similarity:.3f}  {who}")
 
 
 def given(text: str) -> tuple[str, str]:

@@ -85,7 +85,7 @@ def main() -> None:
         source = assembly.flow(_SOURCE.value)
     test = opened(_TEST.value) if _TEST.value else None
     _, variables = experiment.restore(run, _WORKDIR.value, step=_STEP.value)
-    rows = run.rows(variables)
+    rows = run.embedder(variables).rows
     e, label = embed.whole(rows(source))
     centres = strangers.class_centres(e, label, classes=source.num_classes)
     trained = Trained(source, e, label, centres)
@@ -118,8 +118,7 @@ def opened(line: str) -> Test:
     found = assembly.flow(line)
     names: Sequence[str] = []
     if isinstance(found, types.Pairs):
-        people = np.zeros(len(found.images), np.int64)
-        people[found.left], people[found.right] = found.people.T
+        people = found.owners
         if _NAMES.value:  # people are numbered in the order of their names
             lines = pairs_txt.parse(_NAMES.value)[0][: len(found)]
             names = sorted({name for pair in lines for name, _ in pair})
@@ -133,23 +132,26 @@ def opened(line: str) -> Test:
 
 def against(trained: Trained, test: Test, probes: np.ndarray) -> list[dict[str, Any]]:
     """Find and print training people of a test set; return their images."""
-    classes, n = int(np.any(trained.centres, axis=1).sum()), len(probes)
-    print(
-        f"\n{classes} classes ({len(trained.e)} images) against {n} images of"
-        f" {len(np.unique(test.people))} people"
+    found = overlap.leak(
+        (trained.centres, trained.e, trained.label),
+        probes,
+        test.people,
+        threshold=_THRESHOLD.value,
+        alarms=_ALARMS.value,
     )
-    doubt = strangers.doubtful(trained.centres, trained.e, trained.label)
     print(
-        f"{doubt.sum()} training images are nearer to another class than to their own:"
-        " left out of the strangers"
+        f"\n{found.classes} classes ({len(trained.e)} images) against {len(probes)}"
+        f" images of {found.people} people\n"
+        f"{found.doubtful} training images are nearer to another class than to their"
+        " own: left out of the strangers"
     )
-    e, label = trained.e[~doubt], trained.label[~doubt]
-    threshold = chosen(trained.centres, e, label, classes * n)
-    matches = overlap.find(trained.centres, probes, test.people, threshold=threshold)
+    say(found.threshold, found.comparisons)
     why: dict[int, str] = {}
     rows = []
-    for m in matches:
-        person = test.names[m.person] if len(test.names) else f"person {m.person}"
+    for m in found.matches:
+        # an image in no pair is of nobody known: -1
+        known = len(test.names) and m.person >= 0
+        person = test.names[m.person] if known else f"person {m.person}"
         image = test.images.name(m.image)
         why.setdefault(m.label, f"cosine {m.similarity:.3f} with {person}, {image}")
         rows.append(
@@ -214,12 +216,17 @@ def chosen(
         )
     else:
         found = strangers.measure(centres, e, label, threshold=_THRESHOLD.value)
+    say(found, comparisons)
+    return found.threshold
+
+
+def say(found: strangers.Calibration, comparisons: int) -> None:
+    """Print what a threshold means."""
     print(
         f"threshold {found.threshold:.4f}, which {found.above} of {found.strangers}"
         f" strangers pass\n{comparisons} comparisons: {found.expected(comparisons):.2g}"
         f" false alarms expected, {found.bound(comparisons):.2g} at the 95 % bound"
     )
-    return found.threshold
 
 
 def by_name(trained: Trained, test: Test) -> list[tuple[int, str]]:

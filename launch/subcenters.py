@@ -53,7 +53,7 @@ def main() -> None:
     if centers == 1:
         raise ValueError(f"{workdir} has one centre per class; wanted centers > 1")
     step, variables = experiment.restore(run, workdir, step=_STEP.value)
-    e, label = embed.whole(run.rows(variables)(run.source))
+    e, label = embed.whole(run.embedder(variables).rows(run.source))
     kernel = head(workdir, c, step)
     C = run.source.num_classes
     found = subcenters.clean(e, label, kernel[: C * centers], centers=centers)

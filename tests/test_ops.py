@@ -25,6 +25,8 @@ LINES = [
     "random_shift(5)",
     GEOMETRY,
     "color_jitter(0.4,0.4,0.4)",
+    "brightness(1.4)",
+    "rotate(20)",
     "random_gray(0.5)",
     "cutout(9,p=0.7)",
     "window(p=0.8)",
@@ -112,7 +114,10 @@ def test_resize_is_pillows_bilinear(size):
 
 @pytest.mark.parametrize(
     "line",
-    ["random_rotate(0)", "random_zoom(1,1)", "random_shift(0)", "resize((28,31))"],
+    [
+        *("random_rotate(0)", "random_zoom(1,1)", "random_shift(0)", "resize((28,31))"),
+        *("rotate(0)", "brightness(1)"),
+    ],
 )
 def test_neutral_arguments_change_nothing(line):
     pipeline = ops.parse(f"decode|{line}")

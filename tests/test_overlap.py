@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from jaxface import types
 from jaxface.eval import overlap, strangers
 
 
@@ -212,3 +213,36 @@ def test_a_threshold_that_everybody_passes_is_refused(monkeypatch):
     monkeypatch.setattr(overlap, "_MOST", 10)
     with pytest.raises(ValueError, match=r"more than 10 pairs reach 0\.5; wanted a"):
         overlap.above(np.ones((4, 3)), np.ones((4, 3)), threshold=0.5)
+
+
+def test_a_leak_is_what_the_search_finds_and_counts_its_people():
+    rng = np.random.default_rng(7)
+    train, test = directions(rng, 40), directions(rng, 20)
+    test[[3, 11]] = train[[25, 6]]
+    e, label = faces(rng, train, images=5)
+    label[0] = 39  # a wrong label, which is no stranger
+    probes, people = faces(rng, test, images=2)
+    middle = strangers.class_centres(e, label, classes=40)
+    found = overlap.leak((middle, e, label), probes, people, alarms=0.1)
+    assert {(m.label, m.person) for m in found.matches} == {(25, 3), (6, 11)}
+    assert (found.people, found.classes, found.comparisons) == (20, 40, 40 * 40)
+    assert found.doubtful == 1
+    s = found.scalars
+    assert (s["leaked"], s["leaked_people"], s["leaked_of"]) == (0.1, 2, 20)
+    assert s["leaked_low"] < 0.1 < s["leaked_high"]
+    again = overlap.leak(
+        (middle, e, label), probes, people, threshold=s["leaked_threshold"]
+    )
+    assert again == found
+
+
+def test_images_in_no_pair_are_of_nobody():
+    pairs = types.Pairs(
+        images=range(5),
+        left=np.array([0, 3]),
+        right=np.array([1, 0]),
+        same=np.array([True, False]),
+        fold=np.zeros(2, int),
+        people=np.array([[7, 7], [2, 7]]),
+    )
+    assert pairs.owners.tolist() == [7, 7, -1, 2, -1]

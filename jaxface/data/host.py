@@ -88,14 +88,16 @@ def batches_once(
     *,
     batch_size: int,
     workers: int = 2,
+    seed: int | None = None,
 ) -> Iterator[types.Batch]:
     """Yield every image once, in order, in full batches.
 
     Args:
         source: images.
-        pipeline: a line that draws no random numbers.
+        pipeline: a line that draws no random numbers, or is given a seed.
         batch_size: images per batch.
         workers: threads.
+        seed: of what the line draws; an image's place in the source is its position.
 
     Yields:
         image [batch_size, H, W, 3], label [batch_size] int32 and mask [batch_size]
@@ -106,23 +108,26 @@ def batches_once(
             be read; it is named, for an evaluation must not leave any out.
     """
     streams.check_color(source, pipeline)
-    if pipeline.draws:
+    if pipeline.draws and seed is None:
         raise ValueError("evaluation wants a line without random ops")
-    numbers = pipeline.numbers(np.zeros(1, np.int64), seed=0)[0]
 
-    def read(i: int) -> tuple[np.ndarray, int]:
+    def read(i: int, z: np.ndarray) -> tuple[np.ndarray, int]:
         try:
             record, label = source.read(i)
-            return pipeline.numpy(record, numbers), label
+            return pipeline.numpy(record, z), label
         except (OSError, decode.UnreadableError) as error:
             raise ValueError(
                 f"{source.name(i)} cannot be read: {error}; repair or remove it"
             ) from error
 
-    n = len(source)
-    chunks = (range(i, min(i + batch_size, n)) for i in range(0, n, batch_size))
+    def chunks(pool: futures.Executor) -> Iterator[Iterator[tuple[np.ndarray, int]]]:
+        for i in range(0, len(source), batch_size):
+            places = np.arange(i, min(i + batch_size, len(source)))
+            numbers = pipeline.numbers(places, seed=seed or 0)
+            yield pool.map(read, places.tolist(), numbers)
+
     with futures.ThreadPoolExecutor(workers, "jaxface-once") as pool:
-        for found in _ahead((pool.map(read, chunk) for chunk in chunks), count=1):
+        for found in _ahead(chunks(pool), count=1):
             images, labels = zip(*found, strict=True)
             empty = batch_size - len(images)
             yield {

@@ -7,6 +7,7 @@ AdaFace's set (Kim et al. 2022, section 4.1 and their code), each part at p = 0.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 
@@ -49,6 +50,15 @@ def color_jitter(
 
     op = pipeline.Op(numpy, tensorflow, draws=3, law=lambda u: 1 + ranges * (2 * u - 1))
     return pipeline.sometimes(op, p)
+
+
+def brightness(factor: float) -> pipeline.Op:
+    """Multiply all pixels by `factor`; what is brighter than white is white."""
+    pipeline.check(factor >= 0, f"factor {factor}: wanted 0 or more")
+    given = np.array([[factor, 1.0, 1.0]])
+    return dataclasses.replace(
+        color_jitter(), draws=0, law=lambda u: np.repeat(given, len(u), axis=0)
+    )
 
 
 def random_gray(p: float) -> pipeline.Op:

@@ -5,6 +5,7 @@ line = ops.parse("decode|random_rotate(10)|random_shift(3)|normalize")
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,14 @@ def random_rotate(degrees: float) -> pipeline.Op:
         return _matrix(cos, -sin, 0, sin, cos, 0)
 
     return _warp(1, law)
+
+
+def rotate(degrees: float) -> pipeline.Op:
+    """Turn about the centre by `degrees` counter-clockwise, repeating the edge."""
+    drawn = random_rotate(degrees)
+    return dataclasses.replace(
+        drawn, draws=0, law=lambda u: drawn.law(np.ones((len(u), 1)))
+    )
 
 
 def random_zoom(lo: float, hi: float) -> pipeline.Op:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxface.eval import strangers
+from jaxface.eval import intervals, strangers
 
 _MOST = 5_000_000  # matches kept; more is no finding but a threshold too low
 
@@ -38,6 +38,39 @@ class Match:
     similarity: float
     image: int
     count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Leak:
+    """What a search for the people of a test set among those trained on found.
+
+    Attributes:
+        matches: who is taken for whom, the nearest first.
+        threshold: the lowest cosine of a match, and how often strangers pass it.
+        comparisons: of a class with a test image.
+        classes: how many have images.
+        people: of the test set.
+        doubtful: training images not taken for strangers, as nearer to another class.
+    """
+
+    matches: list[Match]
+    threshold: strangers.Calibration
+    comparisons: int
+    classes: int
+    people: int
+    doubtful: int
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Return the numbers that stand beside a score."""
+        found = len({m.person for m in self.matches})
+        return intervals.rate(found, self.people).named("leaked") | {
+            "leaked_people": found,
+            "leaked_of": self.people,
+            "leaked_classes": len({m.label for m in self.matches}),
+            "leaked_threshold": self.threshold.threshold,
+            "leaked_false_alarms": self.threshold.expected(self.comparisons),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +154,48 @@ def find(
         for i, n in zip(first, count.tolist(), strict=True)
     ]
     return sorted(matches, key=lambda m: (-m.similarity, m.label, m.person))
+
+
+def leak(
+    trained: tuple[np.ndarray, np.ndarray, np.ndarray],
+    probes: np.ndarray,
+    people: np.ndarray,
+    *,
+    threshold: float | None = None,
+    alarms: float = 1.0,
+) -> Leak:
+    """Find the people of a test set that a network was trained on.
+
+    Args:
+        trained: (class centres [C, D], embeddings [n, D], labels [n]) of the training
+            set.
+        probes: [m, D] the test images' embeddings.
+        people: [m] int, whose they are.
+        threshold: the lowest cosine of a match; None measures it on strangers.
+        alarms: false alarms that may be expected at a measured threshold.
+
+    Raises:
+        ValueError: as `find` and `strangers.calibrate`.
+    """
+    centres, e, label = trained
+    classes = int(np.any(centres, axis=1).sum())
+    comparisons = classes * len(probes)
+    doubt = strangers.doubtful(centres, e, label)
+    e, label = e[~doubt], label[~doubt]
+    if threshold is None:
+        passed = strangers.calibrate(
+            centres, e, label, comparisons=comparisons, alarms=alarms
+        )
+    else:
+        passed = strangers.measure(centres, e, label, threshold=threshold)
+    return Leak(
+        matches=find(centres, probes, people, threshold=passed.threshold),
+        threshold=passed,
+        comparisons=comparisons,
+        classes=classes,
+        people=len(np.unique(people)),
+        doubtful=int(doubt.sum()),
+    )
 
 
 def shared(

@@ -152,7 +152,7 @@ def _weights(weight: np.ndarray, n: int) -> np.ndarray:
 
 
 def _chunks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) templates of about `_IMAGES` images, at least one template."""
+    """Yield (first, last) templates, one or more, of about `_IMAGES` images."""
     first = 0
     while first < len(ends):
         begun = ends[first - 1] if first else 0

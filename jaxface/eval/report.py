@@ -38,8 +38,8 @@ class Run:
             correct, left and right.
         images: name of the set -> function of an index in left or right, giving its
             picture, uint8 [H, W, 3] RGB. Sets not named show no pictures.
-        saliency: name of the set -> function of two such indices, giving what of the
-            first picture drives its match with the second, float [H, W], 0 and more.
+        saliency: name of the set -> function of two such indices, giving a picture of
+            what of the first drives its match with the second, such as `heated` makes.
         history: rows with "step", and "loss", "accuracy" or "NAME/accuracy"
             (and its `_low`, `_high`) where they were measured.
         config: settings, may be nested.
@@ -228,16 +228,14 @@ def _worst(
         pairs = []
         for i in worst:
             ends = int(a["left"][i]), int(a["right"][i])
-            faces = [image(end) for end in ends]
             heat = []
             if saliency is not None:
-                both = zip(faces, (ends, ends[::-1]), strict=True)
-                heat = [_jpeg(heated(face, saliency(*of))) for face, of in both]
+                heat = [_jpeg(saliency(*of)) for of in (ends, ends[::-1])]
             pairs.append(
                 {
                     "index": int(i),
                     "ends": ends,
-                    "faces": [_jpeg(face) for face in faces],
+                    "faces": [_jpeg(image(end)) for end in ends],
                     "heat": heat,
                     "score": f"{scores[i]:.3f}",
                 }
@@ -251,7 +249,8 @@ def heated(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
     Args:
         picture: uint8 [H, W, 3] RGB.
-        heat: float [H, W], 0 and more; shown relative to its highest.
+        heat: float [H, W], 0 and more; shown relative to its highest, and smoothed
+            (sigma a fortieth of the longer side): single pixels are noise to the eye.
 
     Returns:
         uint8 [H, W, 3]; where the heat is 0, the grey picture.
@@ -265,10 +264,16 @@ def heated(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
             f"saliency {heat.shape} of {heat.min():g} to {heat.max():g} for a picture"
             f" {picture.shape}; wanted {picture.shape[:2]}, finite, 0 and more"
         )
+    sigma = max(heat.shape) / 40
+    for axis, side in enumerate(heat.shape):
+        at = np.arange(side)
+        near = np.exp(-(((at[:, None] - at) / sigma) ** 2) / 2)  # [side, side]
+        near /= near.sum(axis=1, keepdims=True)
+        heat = np.moveaxis(np.tensordot(near, heat, (1, axis)), 0, axis)
     heat = heat / max(heat.max(), np.finfo(np.float64).tiny)
     color = matplotlib.colormaps["inferno"](heat)[..., :3] * 255  # [H, W, 3]
     grey = picture.mean(axis=-1, keepdims=True)
-    share = 0.75 * np.sqrt(heat)[..., None]
+    share = 0.85 * heat[..., None]
     return np.round(grey * (1 - share) + color * share).astype(np.uint8)
 
 

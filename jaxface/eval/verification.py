@@ -133,8 +133,7 @@ class Evaluator:
 
 def _drawn(unit: np.ndarray, pairs: types.Pairs) -> dict[str, np.ndarray]:
     """Return the embeddings worth drawing and whose they are, each once."""
-    person = np.full(len(unit), -1, np.int64)
-    person[pairs.left], person[pairs.right] = np.asarray(pairs.people).T
+    person = pairs.owners
     some = project.chosen(person)
     # a pack repeats a photo in every pair it is in
     _, first = np.unique(unit[some], axis=0, return_index=True)
