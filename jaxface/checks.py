@@ -99,6 +99,11 @@ def check_training(run: Run) -> None:
             f" {save} steps, eval.every {look}; make one a multiple of the other"
         )
     name = c.checkpoint.best.removeprefix("-").partition("/")[0]
+    if name in run.skipped:
+        raise ValueError(
+            f"checkpoint.best is of {name}, whose data is missing: {run.skipped[name]};"
+            " bring it, or choose by another set"
+        )
     if name and name not in run.evaluators:
         raise spec.unknown("checkpoint.best: evaluation set", name, run.evaluators)
 

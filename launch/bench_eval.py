@@ -1,6 +1,6 @@
 """What the arithmetic of a large evaluation costs, beside the usual code for it.
 
-Law: both sides get the same embeddings, take turns, and must agree to rounding; the
+Law: both sides get the same embeddings and must agree to rounding; the
 embeddings are generated, for no arithmetic looks at whose they are.
 
     rows = templates(images=470_000, count=23_000, pairs=15_700_000)
@@ -25,11 +25,11 @@ import numpy as np
 from jaxface.eval import curves, pooling, ranking
 
 FAR = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-_SORTED = 200_000_000  # cosines that the usual code sorts in a round, at most
+_SORTED = 50_000_000  # cosines that the usual code sorts in a round, at most
 
 
 def templates(
-    *, images: int, count: int, pairs: int, dim: int = 512, repeats: int = 3
+    *, images: int, count: int, pairs: int, dim: int = 512
 ) -> list[harness.Row]:
     """Time pooling, scoring and TAR@FAR down to 1e-6 or what the pairs can show.
 
@@ -38,11 +38,11 @@ def templates(
         count: templates, two of each person.
         pairs: all genuine ones, the rest drawn at random.
         dim: D.
-        repeats: rounds.
 
     Returns:
         Seconds of the parts and of their sum for both sides, and the peak of memory
-        before the usual code first ran, embeddings included.
+        before the usual code ran, embeddings included. Ours runs before and after it:
+        the span tells what else the machine did meanwhile.
     """
     e, template, media, weight = _images(images, count, dim)
     left, right, same = _pairs(count, pairs)
@@ -67,12 +67,11 @@ def templates(
         ),
     }
     took: dict[str, list[float]] = {}
-    peak = 0.0
-    for _ in range(repeats):
-        _, ours, _ = _through("ours", sides["ours"], took)
-        peak = peak or _peak()
-        _, usual, _ = _through("usual", sides["usual"], took)
-        _agree(ours, usual)
+    _, found, _ = _through("ours", sides["ours"], took)
+    peak = _peak()
+    _, wanted, _ = _through("usual", sides["usual"], took)
+    _agree(found, wanted)
+    _through("ours", sides["ours"], took)
     rows = [_row(name, "s", values) for name, values in took.items()]
     return [*rows, harness.Row("peak of ours", "GB", peak, peak, peak, 1)]
 
@@ -183,7 +182,7 @@ def _images(n: int, T: int, dim: int) -> tuple[np.ndarray, ...]:
     template = np.sort(np.append(np.arange(T), rng.integers(T, size=n - T)))
     centre = rng.standard_normal((-(-T // 2), dim), np.float32)
     e = rng.standard_normal((n, dim), np.float32)
-    e *= 3
+    e *= 9  # so that TAR is neither 0 nor 1
     for i in range(0, n, 10_000):
         e[i : i + 10_000] += centre[template[i : i + 10_000] // 2]
     return e, template, rng.integers(8, size=n), rng.uniform(0.5, 1, n)

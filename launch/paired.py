@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 
 import ml_collections
 
+from jaxface.eval import significance
+
 
 def plan(
     recipe: str, *, variants: Sequence[str], seeds: Sequence[str]
@@ -23,9 +25,12 @@ def plan(
     """Return the config of every (variant, seed), seed after seed.
 
     Raises:
-        ValueError: a single variant, or arguments that the recipe does not take.
+        ValueError: a single variant, more seeds than a test has signs for, or
+            arguments that the recipe does not take.
         FileNotFoundError: no such recipe.
     """
+    if len(seeds) > significance.MOST:
+        raise ValueError(f"{len(seeds)} seeds; wanted at most {significance.MOST}")
     if len(variants) < 2:
         raise ValueError("one variant has nothing to differ from; name two or more")
     get_config = runpy.run_path(recipe)["get_config"]
@@ -44,7 +49,8 @@ def compare(found: Mapping[str, list[float]]) -> dict[str, dict[str, object]]:
 
     Returns:
         variant -> values, their mean, and for the later ones the differences from
-        the first by seed, their mean and its standard error.
+        the first by seed, their mean, its standard error, and the exact p of no
+        difference, which K seeds can bring down to 2^(1 - K).
     """
     base = next(iter(found.values()))
     rows: dict[str, dict[str, object]] = {}
@@ -58,6 +64,7 @@ def compare(found: Mapping[str, list[float]]) -> dict[str, dict[str, object]]:
             "differences": d,
             "difference": statistics.fmean(d),
             "standard_error": error,
+            "p": significance.sign_flip(d),
         }
     return rows
 
@@ -73,5 +80,5 @@ def table(rows: Mapping[str, Mapping[str, object]], *, seeds: Sequence[str]) -> 
             cells = [*row["differences"], row["difference"]]
             text = "".join(f"{x:+9.4f}" for x in cells)
             lines.append(f"{variant + ' minus first':<28}{text}")
-            lines[-1] += f" +- {row['standard_error']:.4f}"
+            lines[-1] += f" +- {row['standard_error']:.4f}, p {row['p']:.3g}"
     return "\n".join(lines)

@@ -88,6 +88,22 @@ def test_sizes_of_heads_are_read(bench):
         bench.bench_head.make_loss("ful", 10, 10)
 
 
+def test_a_large_evaluation_agrees_with_the_usual_code(bench):
+    rows = bench.bench_eval.templates(images=300, count=40, pairs=500, dim=8)
+    names = [f"{side}: {part}" for side in ("ours", "usual") for part in
+             ("pool", "score", "TAR@FAR", "in all")]  # fmt: skip
+    assert [(r.name, r.unit) for r in rows] == [
+        *((name, "s") for name in names), ("peak of ours", "GB")
+    ]  # fmt: skip
+    rows = bench.bench_eval.galleries([30, 50], probes=20, dim=8, k=3, repeats=1)
+    assert [r.name for r in rows] == [
+        *("ranks in 30", "3 nearest in 30", "usual: ranks in 30"),
+        *("ranks in 50", "3 nearest in 50", "usual: ranks in 50"),
+    ]
+    with pytest.raises(ValueError, match="usual code differ by 1"):
+        bench.bench_eval._agree(np.array([1.0]), np.array([2.0]))
+
+
 def test_an_unknown_benchmark_lists_the_choices(bench):
     assert list(bench.choose(["baselines", "render"])) == ["baselines", "render"]
     with pytest.raises(KeyError, match=r"did you mean 'render'.*baselines"):

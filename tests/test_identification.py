@@ -1,13 +1,17 @@
 """Searches 1:N, among distractors, and template pairs, by hand and by loops."""
 
 import dataclasses
+import tarfile
 
 import album
 import numpy as np
 import pytest
 from absl import logging
+from sklearn import neighbors
 
 from jaxface import types
+from jaxface.data import decode
+from jaxface.data.sources import folder, gallery
 from jaxface.eval import distractors, identification, templates
 
 
@@ -181,3 +185,45 @@ def test_searches_that_are_none_are_refused():
         identification.Evaluator(dataclasses.replace(SEARCH, templates=bad))
     with pytest.raises(ValueError, match="0 distractors, 10 people"):
         distractors.Evaluator(album.search())
+
+
+def test_trials_of_the_same_probes_tell_no_more_than_one():
+    feed, perfect = album.search(), album.embedder(signal=1, noise=0)
+    trial = feed.trials[0]
+    one, ten = (
+        identification.Evaluator(dataclasses.replace(feed, trials=(trial,) * k))
+        .run(perfect)
+        .scalars
+        for k in (1, 10)
+    )
+    assert (one["probes"], ten["probes"], ten["mated"]) == (10, 10, 100)
+    assert one["rank1_low"] == ten["rank1_low"] == pytest.approx(0.7225, abs=1e-3)
+    many = templates.over_people(np.arange(100) > 0, np.arange(100) // 10, distinct=10)
+    assert (
+        many.low < templates.over_people(np.arange(100) > 0, np.arange(100) // 10).low
+    )
+
+
+@pytest.mark.real_data
+def test_real_faces_are_found_as_scikit_learn_finds_them(tmp_path, real_data):
+    with tarfile.open(real_data / "orl_att_40x10.tar.xz") as tar:
+        tar.extractall(tmp_path, filter="data")
+
+    def pixels(source):
+        faces = [
+            decode.pixels(source.read(i)[0])[::4, ::4, 0] for i in range(len(source))
+        ]
+        return np.stack(faces).reshape(len(faces), -1).astype(np.float32) - 128
+
+    feed = gallery.search(folder.Source(tmp_path / "orl"), enrol=1)
+    scalars = identification.Evaluator(feed).run(pixels).scalars
+    t, ((enrolled, probes),) = feed.templates, feed.trials
+    e = pixels(t.images)[
+        t.image[np.searchsorted(t.template, np.append(enrolled, probes))]
+    ]
+    who = t.person[np.append(enrolled, probes)]
+    nearest = neighbors.NearestNeighbors(n_neighbors=1, metric="cosine").fit(e[:40])
+    (found,) = nearest.kneighbors(e[40:], return_distance=False).T
+    assert scalars["rank1"] == np.mean(who[found] == who[40:])
+    assert (scalars["people"], scalars["probes"]) == (40, 360)
+    assert 0.5 < scalars["rank1"] < 0.95

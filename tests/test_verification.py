@@ -7,7 +7,7 @@ from absl import logging
 from sklearn.model_selection import KFold
 
 from jaxface import types
-from jaxface.eval import binary, curves, decisions, verification
+from jaxface.eval import binary, curves, decisions, folds, verification
 
 
 @dataclasses.dataclass
@@ -99,8 +99,10 @@ def test_scalars_agree_with_the_artefacts():
     np.testing.assert_allclose(s["accuracy"], np.mean(a["correct"]))
     assert s["precision"] == counts.tp / np.sum(a["accepted"])
     assert s["recall"] == counts.tp / s["genuine"]
-    assert s["auc"] == curves.auc(a["scores"], a["same"])
-    for rate in ("accuracy", "precision", "recall", "f1", "tar@far=1e-1"):
+    np.testing.assert_allclose(s["auc"], curves.auc(a["scores"], a["same"]))
+    lfw = folds.view2(a["scores"], a["same"], a["fold"])
+    assert (s["view2"], s["view2_error"]) == (lfw.mean, lfw.standard_error)
+    for rate in ("accuracy", "auc", "precision", "recall", "f1", "tar@far=1e-1"):
         assert s[f"{rate}_low"] < s[rate] < s[f"{rate}_high"]
 
 

@@ -92,16 +92,20 @@ class Evaluator:
             rank.append(before[others] + 1)  # K + 1 where it is K or more
             who.append(np.full(others.sum(), one))
         reached, people = np.concatenate(rank), np.concatenate(who)
+        probes = int(np.sum(np.isin(person, people)))  # each is looked for, and hidden
         scalars: dict[str, float] = {}
         for k in self.ranks:
-            rate = templates.over_people(reached <= k, people)
+            rate = templates.over_people(reached <= k, people, distinct=probes)
             scalars |= rate.named(f"rank{k}")
         scalars |= {
             "searches": len(reached),
             "people": len(np.unique(people)),
             "distractors": len(strangers),
         }
-        curve = [templates.over_people(reached <= k + 1, people) for k in range(K)]
+        curve = [
+            templates.over_people(reached <= k + 1, people, distinct=probes)
+            for k in range(K)
+        ]
         return types.Result(
             scalars={name: float(value) for name, value in scalars.items()},
             artefacts=dict(

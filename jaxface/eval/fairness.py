@@ -94,26 +94,16 @@ class Evaluator:
         scores = np.clip(np.sum(unit[pairs.left] * unit[pairs.right], axis=1), -1, 1)
         same, G = np.asarray(pairs.same, bool), len(self.groups.names)
         _, threshold = curves.tar_at_far(scores, same, far=self.far)
-        tables, scalars = {}, dict[str, float]()
+        tables = dict[str, np.ndarray]()
         for name, kind in zip(_RATES, (same, ~same), strict=True):
             tables[name] = self._table(scores >= threshold, kind)
         exact = [self._accuracy(scores, g) for g in range(G)]
+        scalars = _differences(tables, np.array([e.value for e in exact]))
         for g, name in enumerate(self.groups.names):
             for rate, table in tables.items():
                 scalars |= _rate(table[g, :3]).named(f"{rate[6:]}:{name}")
             scalars |= exact[g].named(f"accuracy:{name}")
             scalars[f"pairs:{name}"] = int(np.sum(group == g))
-        gaps = {rate[6:]: _gap(table) for rate, table in tables.items()}
-        first = gaps["tar"].named("tar_gap") | gaps["far"].named("far_gap")
-        odds = np.max([gaps["tar"], gaps["far"]], axis=0)
-        first |= _rate(odds).named("equalised_odds")
-        first |= _ratios(tables["group_far"])
-        first["discrepancy"] = _discrepancy(tables)
-        accuracy = np.array([e.value for e in exact])
-        first["accuracy_gap"] = np.ptp(accuracy)
-        if accuracy.max() < 1:
-            first["error_ratio"] = (1 - accuracy.min()) / (1 - accuracy.max())
-        scalars = first | scalars
         scalars |= {
             "pairs": len(pairs),
             "across": int(np.sum(group < 0)),
@@ -156,6 +146,21 @@ class Evaluator:
         found = folds.kfold_accuracy(scores[own], np.asarray(pairs.same[own]), fold)
         ends = bootstrap.people_interval(found.correct, pairs.people[own])
         return intervals.Rate(found.mean, *ends)
+
+
+def _differences(
+    tables: dict[str, np.ndarray], accuracy: np.ndarray
+) -> dict[str, float]:
+    """Return gaps and ratios of groups, accuracy [G] being theirs by folds."""
+    gaps = [_gap(tables[rate]) for rate in _RATES]
+    scalars = gaps[0].named("tar_gap") | gaps[1].named("far_gap")
+    scalars |= _rate(np.max(gaps, axis=0)).named("equalised_odds")
+    scalars |= _ratios(tables["group_far"])
+    scalars["discrepancy"] = _discrepancy(tables)
+    scalars["accuracy_gap"] = float(np.ptp(accuracy))
+    if accuracy.max() < 1:
+        scalars["error_ratio"] = float((1 - accuracy.min()) / (1 - accuracy.max()))
+    return scalars
 
 
 def _gap(table: np.ndarray) -> intervals.Rate:

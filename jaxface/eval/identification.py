@@ -86,10 +86,10 @@ class Evaluator:
         Returns:
             Scalars: `rank1` and so on, `tpir@fpir=1e-1` and so on with the mean
             `threshold@`, all rates with intervals over people, `_std` over trials
-            where there are several; searches, mated, strangers, people, trials,
-            gallery (the largest). Artefacts: cmc, cmc_low, cmc_high [K]; fpir, tpir
-            [M], means over trials; rank (0 without a mate), mate, stranger of every
-            search.
+            where there are several; searches, mated, strangers; probes (different
+            ones with a mate), people, trials, gallery (the largest). Artefacts: cmc,
+            cmc_low, cmc_high [K]; fpir, tpir [M], means over trials; rank (0 without
+            a mate), mate, stranger of every search.
 
         Raises:
             ValueError: on embeddings that are not finite or have no direction.
@@ -107,26 +107,18 @@ class Evaluator:
             for f, (_, q) in zip(found, self.search.trials, strict=True)
         ]
         rank = [f.rank[f.rank > 0] for f in found]
+        probes = len(np.unique(np.concatenate(self._probes())))
         scalars: dict[str, float] = {}
         for k in self.ranks:
-            scalars |= _counted(f"rank{k}", [r <= k for r in rank], who)
-        fpir = [f for f in self.fpir if _shown(f, self._strangers())]
-        opened = _open(found, fpir) if fpir else []
-        for i, far in enumerate(fpir):
-            threshold = [o.threshold[i] for o in opened]
-            hits = [
-                (f.rank[f.rank > 0] == 1) & (f.mate[f.rank > 0] >= t)
-                for f, t in zip(found, threshold, strict=True)
-            ]
-            name = f"fpir={verification.short(far)}"
-            scalars |= _counted(f"tpir@{name}", hits, who)
-            scalars[f"threshold@{name}"] = np.mean(threshold)
+            scalars |= _counted(f"rank{k}", [r <= k for r in rank], who, probes)
+        scalars |= self._open_set(found, who, probes)
         mated = sum(len(r) for r in rank)
         searches = sum(len(f.rank) for f in found)
         scalars |= {
             "searches": searches,
             "mated": mated,
             "strangers": searches - mated,
+            "probes": probes,
             "people": len(np.unique(np.concatenate(who))),
             "trials": len(found),
             "gallery": max(len(g) for g, _ in self.search.trials),
@@ -136,6 +128,23 @@ class Evaluator:
             artefacts=self._artefacts(found, rank, who),
         )
 
+    def _open_set(
+        self, found: Sequence[ranking.Searches], who: Sequence[np.ndarray], probes: int
+    ) -> dict[str, float]:
+        fpir = [f for f in self.fpir if _shown(f, self._strangers())]
+        opened = _open(found, fpir) if fpir else []
+        scalars: dict[str, float] = {}
+        for i, rate in enumerate(fpir):
+            threshold = [o.threshold[i] for o in opened]
+            hits = [
+                (f.rank[f.rank > 0] == 1) & (f.mate[f.rank > 0] >= t)
+                for f, t in zip(found, threshold, strict=True)
+            ]
+            name = f"fpir={verification.short(rate)}"
+            scalars |= _counted(f"tpir@{name}", hits, who, probes)
+            scalars[f"threshold@{name}"] = float(np.mean(threshold))
+        return scalars
+
     def _artefacts(
         self,
         found: Sequence[ranking.Searches],
@@ -144,8 +153,12 @@ class Evaluator:
     ) -> dict[str, np.ndarray]:
         K = min(_CMC, *(len(g) for g, _ in self.search.trials))
         one, people = np.concatenate(rank), np.concatenate(who)
+        distinct = len(np.unique(np.concatenate(self._probes())))
         curve = np.array(
-            [templates.over_people(one <= k + 1, people) for k in range(K)]
+            [
+                templates.over_people(one <= k + 1, people, distinct=distinct)
+                for k in range(K)
+            ]
         )
         out = dict(zip(("cmc", "cmc_low", "cmc_high"), curve.T, strict=True))
         for name in ("rank", "mate", "stranger"):
@@ -156,6 +169,11 @@ class Evaluator:
             out["fpir"] = np.mean([o.fpir for o in opened], axis=0)
             out["tpir"] = np.mean([o.tpir for o in opened], axis=0)
         return out
+
+    def _probes(self) -> list[np.ndarray]:
+        """Return the probes of each trial that have a mate."""
+        pairs = zip(self.search.trials, self._mated(), strict=True)
+        return [q[mated] for (_, q), mated in pairs]
 
 
 def _open(
@@ -170,10 +188,12 @@ def _shown(fpir: float, strangers: int) -> bool:
 
 
 def _counted(
-    name: str, hits: Sequence[np.ndarray], who: Sequence[np.ndarray]
+    name: str, hits: Sequence[np.ndarray], who: Sequence[np.ndarray], distinct: int
 ) -> dict[str, float]:
     """Return a rate over all trials with its interval, and its deviation over them."""
-    rate = templates.over_people(np.concatenate(hits), np.concatenate(who))
+    rate = templates.over_people(
+        np.concatenate(hits), np.concatenate(who), distinct=distinct
+    )
     out = rate.named(name)
     if len(hits) > 1:
         out[f"{name}_std"] = float(np.std([h.mean() for h in hits]))

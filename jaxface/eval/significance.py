@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+MOST = 20  # differences whose 2^20 signs are all tried
+
 
 class McNemar(NamedTuple):
     """Pairs that only one of two models got right, and the p of their imbalance.
@@ -72,19 +74,19 @@ def sign_flip(differences: Sequence[float]) -> float:
     p is the share of the 2^n ways whose mean is as far from zero as the one seen.
 
     Args:
-        differences: n of them, at most 20, such as one a seed.
+        differences: n of them, at most `MOST`, such as one a seed.
 
     Returns:
         The exact two-sided p, at least 2^(1 - n).
 
     Raises:
-        ValueError: without differences, with more than 20, or any not finite.
+        ValueError: without differences, with more than `MOST`, or any not finite.
 
     Fisher 1935, section 21.
     """
     d = np.asarray(differences, np.float64)
-    if d.ndim != 1 or not 1 <= len(d) <= 20 or not np.isfinite(d).all():
-        raise ValueError(f"differences {d.tolist()}; wanted 1 to 20 finite numbers")
+    if d.ndim != 1 or not 1 <= len(d) <= MOST or not np.isfinite(d).all():
+        raise ValueError(f"differences {d.tolist()}; wanted 1 to {MOST} finite numbers")
     sums = np.zeros(1)
     for x in d:
         sums = np.concatenate([sums + x, sums - x])

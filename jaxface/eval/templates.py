@@ -140,8 +140,21 @@ def pooled(
     )
 
 
-def over_people(hits: np.ndarray, people: np.ndarray) -> intervals.Rate:
-    """Return the share of hits [N], and its interval over people [N] or [N, 2]."""
+def over_people(
+    hits: np.ndarray, people: np.ndarray, *, distinct: int | None = None
+) -> intervals.Rate:
+    """Return the share of hits and its interval over people.
+
+    Args:
+        hits: [N] bool.
+        people: [N] whose, or [N, 2] of both sides.
+        distinct: how many different things were tried, where trials try them again:
+            the interval is not narrower than Wilson's of these.
+    """
     if people.ndim == 1:
         people = np.stack([people, people], axis=1)
-    return intervals.Rate(float(hits.mean()), *bootstrap.people_interval(hits, people))
+    share, n = float(hits.mean()), distinct or len(hits)
+    low, high = bootstrap.people_interval(hits, people)
+    below, above = int(np.floor(share * n)), int(np.ceil(share * n))
+    low = min(low, float(intervals.wilson(below, n)[0]))
+    return intervals.Rate(share, low, max(high, float(intervals.wilson(above, n)[1])))

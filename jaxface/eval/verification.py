@@ -74,7 +74,9 @@ class Evaluator:
             Scalars: accuracy (mean over folds) with accuracy_std and the interval
             over people; pairs, genuine, impostors, folds, people; threshold
             (cosine, mean over folds); precision, recall, f1 at the k-fold decisions;
-            auc, eer; `tar@far=1e-2` and so on; `_low`, `_high` beside the rates.
+            auc, eer; view2 and, of two folds or more, view2_error: accuracy and its
+            standard error as LFW's text defines them; `tar@far=1e-2` and so on; `_low`,
+            `_high` beside the rates.
             Artefacts: scores [N] (cosine), same, fold, accepted, correct, left, right,
             people [N, 2]; to be drawn, embedding [m, D] float32 of unit length and
             identity [m] of the people with most images, see `project.chosen`.
@@ -89,6 +91,7 @@ class Evaluator:
         scores = 1 - np.sum(gap**2, axis=1) / 2
         same = np.asarray(pairs.same, bool)
         found = folds.kfold_accuracy(scores, same, pairs.fold)
+        lfw = folds.view2(scores, same, pairs.fold)
         low, high = bootstrap.people_interval(found.correct, pairs.people)
         counts = decisions.confusion(found.accepted, same)
         genuine, impostors = counts.tp + counts.fn, counts.fp + counts.tn
@@ -103,9 +106,12 @@ class Evaluator:
             "folds": len(found.threshold),
             "people": len(np.unique(pairs.people)),
             "threshold": float(found.threshold.mean()),
-            "auc": curves.auc(scores, same),
+            "view2": lfw.mean,
+            **bootstrap.people_auc(scores, same, pairs.people).named("auc"),
             "eer": curves.eer(scores, same),
         }
+        if len(lfw.threshold) > 1:
+            scalars["view2_error"] = lfw.standard_error
         rates = decisions.precision_recall_f1(counts)
         for name, rate in zip(("precision", "recall", "f1"), rates, strict=True):
             scalars |= rate.named(name)

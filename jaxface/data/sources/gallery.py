@@ -104,38 +104,37 @@ def search(
             f"{len(able)} of {len(people)} people have more than enrol={enrol} images,"
             f" and {left_out} of them are to be strangers; nobody is left to enrol"
         )
-    n, image, template = len(labels), [np.arange(len(labels))], [np.arange(len(labels))]
-    person, drawn, size = [labels], list[tuple[np.ndarray, np.ndarray]](), n
+    n = size = len(labels)
+    parts = [(np.arange(n), np.arange(n), labels)]  # every image by itself
+    other = np.arange(n, n)
     if distractors:
-        source, own = _joined(source, distractors)
-        size += own
-        image.append(np.arange(n, size))
-        template.append(np.arange(n, size))
-        person.append(int(people.max()) + 1 + np.arange(own))
-    other = np.arange(n, size)
+        source, size = _joined(source, distractors)
+        other = np.arange(n, size)
+        parts.append((other, other, int(people.max()) + 1 + other))
+    drawn = list[tuple[np.ndarray, np.ndarray]]()
     for key in np.random.SeedSequence(seed).spawn(trials):
         rng = np.random.default_rng(key)
         known = np.sort(rng.permutation(able)[left_out:])
-        order = rng.permutation(n)
-        order = order[np.argsort(labels[order], kind="stable")]
-        start = np.searchsorted(labels[order], known)
-        chosen = order[start[:, None] + np.arange(enrol)]  # [known, enrol]
-        gallery = np.arange(size, size + len(known))
+        chosen = _some(rng, labels, known, enrol)  # [known, enrol]
+        enrolled = np.arange(size, size + len(known))
         size += len(known)
-        image.append(chosen.ravel())
-        template.append(np.repeat(gallery, enrol))
-        person.append(known)
+        parts.append((chosen.ravel(), np.repeat(enrolled, enrol), known))
         probes = np.setdiff1d(np.arange(n), chosen)
-        drawn.append((np.concatenate([gallery, other]), probes))
-    return types.Search(
-        singles(
-            source,
-            np.concatenate(image),
-            np.concatenate(template),
-            np.concatenate(person),
-        ),
-        tuple(drawn),
+        drawn.append((np.concatenate([enrolled, other]), probes))
+    image, template, person = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
     )
+    return types.Search(singles(source, image, template, person), tuple(drawn))
+
+
+def _some(
+    rng: np.random.Generator, labels: np.ndarray, people: np.ndarray, count: int
+) -> np.ndarray:
+    """Draw so many images of each of the people, [people, count]."""
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    start = np.searchsorted(labels[order], people)
+    return order[start[:, None] + np.arange(count)]
 
 
 def singles(
@@ -148,8 +147,9 @@ def singles(
 
 
 def _joined(source: types.Source, line: str) -> tuple[types.Source, int]:
+    """Return a source and another's line as one, and how long they are."""
     other = spec.flow(line, (sources,), kind="source", names=("Source",))
-    return Chain((source, other)), len(other)
+    return Chain((source, other)), len(source) + len(other)
 
 
 def labels_of(source: types.Source) -> np.ndarray:
