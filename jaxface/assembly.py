@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -271,8 +270,12 @@ class Run:
             order=self.order,
             split=True,
         )
-        workers = c.workers or os.cpu_count() or 1
-        return module.Loader(order, start_step=start, workers=workers)
+        return module.Loader(order, start_step=start, workers=self.workers)
+
+    @property
+    def workers(self) -> int:
+        """Threads that read and decode."""
+        return self.config.data.workers or os.cpu_count() or 1
 
     @functools.cached_property
     def finish(self) -> Callable[[Batch], Batch]:
@@ -328,22 +331,23 @@ class Run:
     def embedder(self, variables: Any) -> embed.Network:
         """Make the function from a source to its embeddings, in order."""
         return embed.Network(
-            self.passes, variables, self.mesh, AXIS, self._in_order, self.span
+            self.passes,
+            variables,
+            self.mesh,
+            AXIS,
+            self._in_order,
+            self.eval_pipeline.span,
         )
 
-    @property
-    def span(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the grey levels 0 and 255 are to the network, [3] float32 each."""
-        mean, std = self.eval_pipeline.scale or (0.0, 1.0)
-        ends = (np.full(3, level, np.float32) for level in (0, 255))
-        low, high = ((e - np.float32(mean)) / np.float32(std) for e in ends)
-        return low, high
-
     def _in_order(self, source: Source, line: str) -> Iterator[Batch]:
+        how = self.eval_pipeline
+        if line:
+            how = how.inserted(ops.parse(f"decode|{line}"))
         return host.batches_once(
             source,
-            degraded(self.eval_pipeline, line) if line else self.eval_pipeline,
+            how,
             batch_size=self.config.eval.batch_size,
+            workers=self.workers,
             seed=_SEED if line else None,
         )
 
@@ -406,27 +410,6 @@ def _evaluators(
             skipped[name] = str(error)
             logging.warning("%s is skipped, for it is optional: %s", name, error)
     return found, skipped
-
-
-def degraded(base: pipeline.Pipeline, line: str) -> pipeline.Pipeline:
-    """Put ops into a line of preprocessing, where images have the network's size.
-
-    Args:
-        base: what is done without them.
-        line: ops, such as "blur(2, 2)|jpeg(30, 30)".
-
-    Raises:
-        KeyError: an unknown op, with the nearest.
-        ValueError: ops that change the image's size, its colours or its scale.
-    """
-    first, rest = base.split()
-    added = ops.parse(f"decode|{line}").ops[1:]
-    if any(op.size or op.scale or op.color for op in added):
-        raise ValueError(
-            f"{line!r} changes size, scale or channels, so the network could not take"
-            " it; wanted ops that keep them, as in 'blur(2, 2)|jpeg(30, 30)'"
-        )
-    return pipeline.Pipeline(pipeline.joined((*first.ops, *added, *rest.ops)))
 
 
 def flow(line: str) -> Any:

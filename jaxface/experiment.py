@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,14 +20,15 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from absl import logging
 
 from jaxface import checkpoint, config, embed, spec, teacher, transfer, types
 from jaxface.assembly import Run
-from jaxface.eval import overlap, strangers
+from jaxface.eval import clustering, overlap, strangers
 from jaxface.train import loop, monitor
 from jaxface.train import step as steps
-from jaxface.types import Batch, Batches, Result
+from jaxface.types import Batch, Batches, Result, Source
 
 
 def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
@@ -135,7 +137,7 @@ def evaluate(
 def leaks(
     run: Run, workdir: str | pathlib.Path, *, step: str = "best"
 ) -> dict[str, overlap.Leak]:
-    """Look for the people of the verification sets among those trained on.
+    """Look for the people of the evaluation sets among those trained on.
 
     Every training image is embedded once more, by the network that is evaluated; a
     person whom it does not recognise is not found.
@@ -146,25 +148,39 @@ def leaks(
         step: "latest", "best" or a number.
 
     Returns:
-        What was found, by the name of the set; sets that are no lists of pairs are left
-        out, for nobody knows whose their images are.
+        What was found, by the name of the set; sets that do not tell whose their
+        images are, such as the binary task's, are left out.
     """
-    lists = {
-        name: e.pairs
-        for name, e in run.evaluators.items()
-        if isinstance(getattr(e, "pairs", None), types.Pairs)
-    }
-    if not lists:
+    sets = {name: _people(e) for name, e in run.evaluators.items()}
+    known = {name: people for name, people in sets.items() if people is not None}
+    if not known:
         return {}
     network = run.embedder(restore(run, workdir, step=step)[1])
     e, label = embed.whole(network.rows(run.source))
     centres = strangers.class_centres(e, label, classes=run.source.num_classes)
     found = {}
-    for name, pairs in lists.items():
-        of = pairs.owners
-        probes = network(pairs.images)[of >= 0]
-        found[name] = overlap.leak((centres, e, label), probes, of[of >= 0])
+    for name, (images, owners) in known.items():
+        shown = owners >= 0
+        found[name] = overlap.leak(
+            (centres, e, label), network(images)[shown], owners[shown]
+        )
     return found
+
+
+def _people(evaluator: Any) -> tuple[Source, np.ndarray] | None:
+    """Return (images, whose each is [n], -1 unknown) of a protocol, if it tells."""
+    fed = getattr(evaluator, dataclasses.fields(evaluator)[0].name)
+    if isinstance(fed, types.Groups):
+        fed = fed.pairs
+    if isinstance(fed, types.TemplatePairs | types.Search):
+        fed = fed.templates
+    if isinstance(fed, types.Pairs | types.Templates):
+        return fed.images, fed.owners
+    if isinstance(evaluator, clustering.Evaluator):
+        told = isinstance(fed, types.Labelled)
+        read = fed.labels if told else [fed.read(i)[1] for i in range(len(fed))]
+        return fed, np.asarray(read)
+    return None
 
 
 def restore(

@@ -143,6 +143,13 @@ class Templates:
     def __len__(self) -> int:
         return len(self.person)
 
+    @property
+    def owners(self) -> np.ndarray:
+        """Whose each image is, [n] int64; -1 of an image in no template."""
+        owners = np.full(len(self.images), -1, np.int64)
+        owners[self.image] = self.person[self.template]
+        return owners
+
 
 @dataclasses.dataclass(frozen=True)
 class TemplatePairs:

@@ -252,7 +252,7 @@ def add_leaks(
     found = experiment.leaks(run, workdir, step=_STEP.value)
     for name, result in results.items():
         if name not in found:
-            print(f"\n{name}: leaks not looked for, it is no list of pairs")
+            print(f"\n{name}: leaks not looked for: whose its images are is unknown")
             continue
         leak = found[name]
         result.scalars.update((k, float(v)) for k, v in leak.scalars.items())

@@ -1,6 +1,7 @@
 """Numbers instead of images: sources whose embeddings are known, for evaluators."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -50,6 +51,25 @@ def embedder(*, signal, noise, dim=64, seed=0):
         return (signal * people[label] + noise * images[number]).astype(np.float32)
 
     return embed
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A `types.Network` as far as ops go, which leave these images as they are."""
+
+    embed: Callable[[types.Source], np.ndarray]
+    features = span = None
+
+    def __call__(self, source):
+        return self.embed(source)
+
+    def inputs(self, source):
+        raise NotImplementedError("these images are numbers")
+
+    vectors = drops = inputs
+
+    def degraded(self, line):
+        return self.embed
 
 
 def moved(feed, order):

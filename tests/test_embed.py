@@ -13,10 +13,10 @@ from jaxface.data import ops
 
 
 @functools.cache
-def built(devices=8, how="flip_sum", model="", line=""):
+def built(devices=8, how="flip_sum", model=""):
     c = tiny.recipe()
     c.mesh.devices, c.eval.embed = devices, how
-    c.model.name, c.data.eval_ops = model or c.model.name, line or c.data.eval_ops
+    c.model.name = model or c.model.name
     return assembly.build(c)
 
 
@@ -92,7 +92,7 @@ def test_degraded_images_are_those_of_the_ops(line):
 @pytest.mark.parametrize("line", ["resize(8)", "bgr", "normalize", "center_crop(16)"])
 def test_degradations_that_the_network_could_not_take_are_refused(line):
     net, source = network()
-    with pytest.raises(ValueError, match="changes size, scale or channels"):
+    with pytest.raises(ValueError, match="must leave size, scale and channels"):
         net.degraded(line)(source)
     with pytest.raises(KeyError, match="did you mean 'blur'"):
         net.degraded("blurr(1, 1)")(source)
@@ -100,7 +100,7 @@ def test_degradations_that_the_network_could_not_take_are_refused(line):
 
 def test_degradations_come_before_the_mirror_and_the_scale():
     base = ops.parse("decode|resize(16)|bgr|normalize")
-    got = assembly.degraded(base, "jpeg(50, 50)")
+    got = base.inserted(ops.parse("decode|jpeg(50, 50)"))
     want = ops.parse("decode|resize(16)|jpeg(50, 50)|bgr|normalize")
     record = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
     z = want.numbers(np.zeros(1), seed=0)[0]
@@ -131,12 +131,17 @@ def test_a_network_without_dropout_says_so():
     np.testing.assert_array_equal(net.vectors(images, numbers), net.vectors(images))
 
 
-def test_the_span_is_what_black_and_white_become():
-    line = "decode|normalize"
-    low, high = network(line=line)[0].span
-    for level, want in ((0, low), (255, high)):
-        got = ops.parse(line).numpy(np.full((1, 1, 3), level, np.uint8), np.zeros(0))
+@pytest.mark.parametrize(
+    "line",
+    ["decode", "decode|normalize", "decode|normalize((120., 110., 9.), (60., 1., 2.))"],
+)
+def test_the_span_is_what_black_and_white_become(line):
+    pipeline = ops.parse(line)
+    for level, want in zip((0, 255), pipeline.span, strict=True):
+        got = pipeline.numpy(np.full((1, 1, 3), level, np.uint8), np.zeros(0))
         np.testing.assert_array_equal(got[0, 0], want)
+    low, high = network()[0].span
+    assert (low[0], high[2]) == (-1, 1)
 
 
 def test_one_device_or_eight():

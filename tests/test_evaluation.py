@@ -99,17 +99,18 @@ def test_two_evaluations_of_a_checkpoint_are_the_same_bytes(workdir):
     assert texts[0] == texts[1]
 
 
-def test_leaks_are_looked_for_in_every_list_of_pairs(workdir):
+def test_leaks_are_looked_for_wherever_people_are_known(workdir):
     c = experiment.saved_config(workdir)
     base = c.data.source
     c.eval.sets = {
         "known": f"{base}|pairs_sampled(count=20, folds=2)|verification",
         "unseen": SETS["plain"],
+        "album": f"{base}|clustering",
         "owner": f"{base}|enrolled(identity=0, part='test', test_share=0.5)|binary",
     }
     run = assembly.build(c)
     found = experiment.leaks(run, workdir, step="latest")
-    assert found.keys() == {"known", "unseen"}
+    assert found.keys() == {"known", "unseen", "album"}
     _, variables = experiment.restore(run, workdir, step="latest")
     e, label = run.embedder(variables)(run.source), np.repeat(np.arange(6), 4)
     centres = strangers.class_centres(e, label, classes=6)
@@ -119,6 +120,8 @@ def test_leaks_are_looked_for_in_every_list_of_pairs(workdir):
     want = overlap.leak((centres, e, label), probes[of >= 0], of[of >= 0])
     assert found["known"].scalars == want.scalars
     assert found["known"].people == 6
+    whole = overlap.leak((centres, e, label), e, label)
+    assert found["album"].scalars == whole.scalars
     # what is known lies nearer to its own class than what is unseen lies to any
     assert found["known"].scalars["leaked"] > found["unseen"].scalars["leaked"]
 

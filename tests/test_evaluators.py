@@ -11,12 +11,10 @@ import pytest
 from jaxface import eval as protocols
 from jaxface import spec
 
-LOOK_INSIDE = {"quality", "robustness"}  # take a network, and have files of their own
 NAMES = [
     name
     for name in spec.modules(protocols)
     if "Evaluator" in spec.public(importlib.import_module(f"jaxface.eval.{name}"))
-    and name not in LOOK_INSIDE
 ]
 
 
@@ -48,6 +46,13 @@ CASES = {
         album.search, {}, ("rank1", "tpir@fpir=1e-1"),
         {"rank1": (0, 0.3), "tpir@fpir=1e-1": (0, 0.25)},
     ),
+    "quality": (
+        album.pairs, {"far": 0.1, "methods": ("norm",)}, (), {"fnmr": (0.7, 1)}
+    ),
+    "robustness": (
+        album.pairs, {"kinds": ("blur",)}, ("accuracy", "accuracy@blur=2"),
+        {"accuracy@blur=1": (0.35, 0.65)},
+    ),
     "templates": (
         album.template_pairs, {}, ("tar@far=1e-1", "tar@far=1e-3", "auc"),
         {"tar@far=1e-1": (0, 0.3), "auc": (0.35, 0.65)},
@@ -62,7 +67,9 @@ def run(name, embed=None, *, order=None):
     feed, given, *_ = CASES[name]
     module = importlib.import_module(f"jaxface.eval.{name}")
     fed = feed() if order is None else album.moved(feed(), order)
-    return module.Evaluator(fed, **given).run(embed or good(name))
+    embed = embed or good(name)
+    looked = album.Network(embed) if name == "robustness" else embed
+    return module.Evaluator(fed, **given).run(looked)
 
 
 def good(name):

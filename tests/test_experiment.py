@@ -133,9 +133,15 @@ def test_the_evaluation_script_writes_what_it_prints(one, tmp_path):
         line = [sys.executable, "launch/evaluate.py", f"--workdir={workdir}", *flags]
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
 
-    done = say("--sets=unseen", "--step=20", f"--report={page}", "--row=markdown")
+    flags = ("--sets=unseen", "--step=20", "--leaks", "--row=markdown")
+    done = say(*flags, f"--report={page}")
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((workdir / "eval" / "20" / "unseen.json").read_text())
+    assert found["leaked_of"] == 8
+    assert (
+        f"unseen: {found['leaked_people']:.0f} of 8 people are taken for some of the 6"
+        " trained on" in done.stdout
+    )
     low, high = found["accuracy_low"], found["accuracy_high"]
     assert done.stdout.splitlines()[-1] == (
         f"unseen: accuracy {found['accuracy']:.3f} [{low:.3f}, {high:.3f}] on 40 pairs"

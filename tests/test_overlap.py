@@ -246,3 +246,7 @@ def test_images_in_no_pair_are_of_nobody():
         people=np.array([[7, 7], [2, 7]]),
     )
     assert pairs.owners.tolist() == [7, 7, -1, 2, -1]
+    image, template = np.array([4, 0, 1]), np.array([0, 1, 1])
+    nothing, person = np.zeros(3), np.array([5, 8])
+    templates = types.Templates(range(5), image, template, nothing, nothing, person)
+    assert templates.owners.tolist() == [8, 8, -1, -1, 5]

@@ -94,6 +94,9 @@ def test_an_attack_stays_in_its_box_and_turns_the_cosines():
         net.features, images, left, way, reach=reach, ends=(low, high),
         steps=np.int32(10), key=jax.random.key(0),
     )  # fmt: skip
+    # on all devices, each its part
+    assert len(images.sharding.device_set) == 8
+    assert changed.sharding.is_equivalent_to(images.sharding, 4)
     moved = np.abs(np.asarray(changed) - np.asarray(images))
     assert moved.max() <= reach[0] + 1e-6
     assert moved.max() >= 0.9 * reach[0]

@@ -86,6 +86,13 @@ class Pipeline:
         return self.ops[-1].scale
 
     @property
+    def span(self) -> tuple[np.ndarray, np.ndarray]:
+        """What black and white become, [3] float32 each."""
+        mean, std = (np.float32(x) for x in self.scale or (0.0, 1.0))
+        low, high = ((np.full(3, x, np.float32) - mean) / std for x in (0, 255))
+        return low, high
+
+    @property
     def draws(self) -> int:
         """How many random numbers an example needs; 0 for evaluation."""
         return sum(op.draws for op in self.ops)
@@ -122,6 +129,21 @@ class Pipeline:
         while k > 1 and self.ops[k - 1].batch:
             k -= 1
         return Pipeline(self.ops[:k]), Pipeline(self.ops[k:])
+
+    def inserted(self, other: Pipeline) -> Pipeline:
+        """Put another line's ops, all but `decode`, where images have their last size.
+
+        Raises:
+            ValueError: ops that change the size, the scale or the channels.
+        """
+        added = other.ops[1:]
+        if any(op.size or op.scale or op.color for op in added):
+            raise ValueError(
+                "degradations must leave size, scale and channels as the network wants"
+                " them, as 'blur(2, 2)|jpeg(30, 30)' does"
+            )
+        first, rest = self.split()
+        return Pipeline(joined((*first.ops, *added, *rest.ops)))
 
     def batch(self, xp: Any, images: Any, numbers: Any) -> Any:
         """Process a batch, of the second part of `split`.
