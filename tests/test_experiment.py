@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,7 +133,8 @@ def test_the_evaluation_script_writes_what_it_prints(one, tmp_path):
         line = [sys.executable, "launch/evaluate.py", f"--workdir={workdir}", *flags]
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
 
-    done = say("--sets=unseen", "--step=20", "--leaks", f"--report={page}")
+    flags = ("--sets=unseen", "--step=20", "--leaks", "--row=markdown")
+    done = say(*flags, f"--report={page}")
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((workdir / "eval" / "20" / "unseen.json").read_text())
     assert found["leaked_of"] == 8
@@ -145,9 +147,32 @@ def test_the_evaluation_script_writes_what_it_prints(one, tmp_path):
         f"unseen: accuracy {found['accuracy']:.3f} [{low:.3f}, {high:.3f}] on 40 pairs"
     )
     assert "unseen" in page.read_text()
+    assert "| run | unseen accuracy |" in done.stdout
     done = say("--sets=unsen")
     assert done.returncode == 1
     assert "did you mean 'unseen'" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_runs_are_compared_on_the_same_pairs_only(one, tmp_path):
+    workdir, other, page = one[0], tmp_path / "other", tmp_path / "both.html"
+    shutil.copytree(workdir, other)
+
+    def say(*flags):
+        line = [sys.executable, "launch/evaluate.py", f"--workdir={workdir}"]
+        line += [f"--workdir={other}", "--step=20", *flags]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+
+    done = say(f"--report={page}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = f"accuracy of other less that of {workdir.name}: +0.0000 ["
+    assert told in done.stdout
+    assert "Which is better?" in page.read_text()
+    text = (other / "config.json").read_text()
+    (other / "config.json").write_text(text.replace("start=100", "start=200"))
+    done = say()
+    assert done.returncode == 1
+    assert "holds other pictures" in done.stderr
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.eval import bootstrap, curves, decisions, folds, intervals
+from jaxface.eval import bootstrap, curves, decisions, folds, intervals, project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,9 @@ class Evaluator:
             auc, eer; view2 and, of two folds or more, view2_error: accuracy and its
             standard error as LFW's text defines them; `tar@far=1e-2` and so on; `_low`,
             `_high` beside the rates.
-            Artefacts: scores [N] (cosine), same, fold, accepted, correct, left, right.
+            Artefacts: scores [N] (cosine), same, fold, accepted, correct, left, right,
+            people [N, 2]; to be drawn, embedding [m, D] float32 of unit length and
+            identity [m] of the people with most images, see `project.chosen`.
 
         Raises:
             ValueError: on embeddings that are not finite, are zero, or not [n, D].
@@ -129,8 +131,20 @@ class Evaluator:
                 "correct": found.correct,
                 "left": np.asarray(pairs.left),
                 "right": np.asarray(pairs.right),
+                "people": np.asarray(pairs.people),
+                **_drawn(unit, pairs),
             },
         )
+
+
+def _drawn(unit: np.ndarray, pairs: types.Pairs) -> dict[str, np.ndarray]:
+    """Return the embeddings worth drawing and whose they are, each once."""
+    person = pairs.owners
+    some = project.chosen(person)
+    # a pack repeats a photo in every pair it is in
+    _, first = np.unique(unit[some], axis=0, return_index=True)
+    some = some[np.sort(first)]
+    return {"embedding": unit[some].astype(np.float32), "identity": person[some]}
 
 
 def unit_length(embedding: np.ndarray, images: types.Source) -> np.ndarray:
