@@ -28,7 +28,7 @@ from jaxface import checks, config, embed, lora, losses, models, parallel, spec
 from jaxface import eval as protocols
 from jaxface.data import host, ops, pipeline, samplers, sources, stream
 from jaxface.losses import joint
-from jaxface.train import multipliers, optim, sampled, schedules
+from jaxface.train import guard, multipliers, nonfinite, optim, sampled, schedules
 from jaxface.train import step as steps
 from jaxface.types import (
     Batch,
@@ -64,6 +64,7 @@ class Run:
         also: (name, weight, loss still without classes) of what is added to it.
         make_tx: optimizer, still without a schedule.
         make_schedule: schedule, still without lengths.
+        policy: what becomes of steps that are not finite.
     """
 
     config: ml_collections.ConfigDict
@@ -77,6 +78,7 @@ class Run:
     also: tuple[tuple[str, float, Callable[..., Any]], ...]
     make_tx: Callable[..., Any]
     make_schedule: Callable[..., Any]
+    policy: guard.Policy
 
     @functools.cached_property
     def source(self) -> Source:
@@ -193,6 +195,7 @@ class Run:
             shape=self.shape,
             num_classes=self.source.num_classes,
             ema=self.config.optim.ema,
+            policy=self.policy,
         )
 
     @functools.cached_property
@@ -229,8 +232,9 @@ class Run:
             frozen_stats=c.model.frozen_stats,
             microbatches=c.train.microbatches,
             sam=c.optim.sam,
+            policy=self.policy,
         )
-        update = steps.make_update(self.tx, ema=c.optim.ema)
+        update = steps.make_update(self.tx, ema=c.optim.ema, policy=self.policy)
         if isinstance(self.loss, SampledLoss):
             body = sampled.make_body(
                 self.loss,
@@ -368,6 +372,7 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
         also=_also(c.loss.also),
         make_tx=_member(optim, c.optim.name, kind="optimizer"),
         make_schedule=_member(schedules, c.optim.schedule, kind="schedule"),
+        policy=_member(nonfinite, c.train.nonfinite, kind="policy")(),
     )
     checks.check_input(run)
     checks.check_mesh(run)
