@@ -29,7 +29,7 @@ from jaxface import checks, config, embed, lora, losses, models, parallel, spec
 from jaxface import eval as protocols
 from jaxface.data import host, ops, pipeline, samplers, service, sources, stream
 from jaxface.losses import joint, mixing
-from jaxface.train import multipliers, optim, sampled, schedules
+from jaxface.train import guard, multipliers, nonfinite, optim, sampled, schedules
 from jaxface.train import step as steps
 from jaxface.types import (
     Batch,
@@ -68,6 +68,7 @@ class Run:
         connect: to other machines that make the batches, or None.
         make_tx: optimizer, still without a schedule.
         make_schedule: schedule, still without lengths.
+        policy: what becomes of steps that are not finite.
     """
 
     config: ml_collections.ConfigDict
@@ -84,6 +85,7 @@ class Run:
     connect: Callable[..., service.Loader] | None
     make_tx: Callable[..., Any]
     make_schedule: Callable[..., Any]
+    policy: guard.Policy
 
     @functools.cached_property
     def source(self) -> Source:
@@ -202,6 +204,7 @@ class Run:
             shape=self.shape,
             num_classes=self.source.num_classes,
             ema=self.config.optim.ema,
+            policy=self.policy,
         )
 
     @functools.cached_property
@@ -238,8 +241,9 @@ class Run:
             frozen_stats=c.model.frozen_stats,
             microbatches=c.train.microbatches,
             sam=c.optim.sam,
+            policy=self.policy,
         )
-        update = steps.make_update(self.tx, ema=c.optim.ema)
+        update = steps.make_update(self.tx, ema=c.optim.ema, policy=self.policy)
         if isinstance(self.loss, SampledLoss):
             body = sampled.make_body(
                 self.loss,
@@ -406,6 +410,7 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
         else None,
         make_tx=_member(optim, c.optim.name, kind="optimizer"),
         make_schedule=_member(schedules, c.optim.schedule, kind="schedule"),
+        policy=_member(nonfinite, c.train.nonfinite, kind="policy")(),
     )
     checks.check_input(run)
     checks.check_mesh(run)

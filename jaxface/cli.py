@@ -1,7 +1,8 @@
 """How every script of launch/ starts and fails: quiet logs, one-line errors.
 
 The one law: what a user can mend is told in one line and exits with 1; a traceback
-is left for our own mistakes. `--debug` shows it for both.
+is left for our own mistakes. `--debug` shows it for both. A run that a signal ended
+early, saved, exits with 75: start it again.
 
     cli.run(main)              # instead of absl's app.run(main)
 """
@@ -16,6 +17,7 @@ from absl import app, flags, logging
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error came from.")
 _MENDABLE = (KeyError, ValueError, OSError, FloatingPointError, ImportError)
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 _WARNING, _ERROR = 30, 40  # the levels of Python's own logging
 
 

@@ -25,13 +25,8 @@ FORMAT = 1  # of a saved config and checkpoint; a reader refuses a newer one
 
 # What may change between two runs in one workdir: it does not touch the result.
 FREE = (
-    "checkpoint",
-    "eval",
-    "log",
-    "mesh",
-    "data.loader",
-    "data.workers",
-    "data.service",
+    *("checkpoint", "eval", "log", "mesh", "train.nonfinite"),
+    *("data.loader", "data.workers", "data.service"),
 )
 
 _UNITS = ("steps", "epochs", "examples", "percent")
@@ -115,6 +110,11 @@ def base() -> ml_collections.ConfigDict:
     # Parts of each device's batch, done one after another in the memory of one (of
     # all on CPU); the gradient is their mean.
     c.train.microbatches = 1
+    # What to do about a step that is not finite: "stop"; "skip(after=100)": leave it
+    # out, stop after so many in a row; "rollback(after=3, factor=0.5, times=5)": leave
+    # it out, after so many in a row go back to the last good checkpoint with the
+    # learning rate times `factor`.
+    c.train.nonfinite = "stop"
 
     c.mesh = ml_collections.ConfigDict()
     c.mesh.how = "jit"  # or "pmap", in one process
@@ -136,7 +136,10 @@ def base() -> ml_collections.ConfigDict:
 
     c.log = ml_collections.ConfigDict()
     c.log.every = "50 steps"
+    c.log.csv = False  # metrics.csv beside metrics.jsonl: step,name,value
     c.log.tensorboard = True
+    c.log.wandb = ""  # a project of Weights & Biases; "": none
+    c.log.wandb_mode = "offline"  # nothing is sent until `wandb sync`; or "online"
     return c.lock()
 
 
@@ -190,6 +193,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _choice(c, "data.loader", ("tfdata", "host"))
     _choice(c, "mesh.how", ("jit", "pmap"))
     _choice(c, "eval.embed", ("flip_sum", "output"))
+    _choice(c, "log.wandb_mode", ("offline", "online"))
     _choice(c, "init.head", ("new", "grow"))
     _choice(c, "loss.heads", ("one", "per_set"))
     _choice(c, "model.dtype", ("float32", "bfloat16", "float16", "float64"))

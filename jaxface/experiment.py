@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,51 +27,82 @@ from absl import logging
 from jaxface import checkpoint, config, embed, spec, teacher, transfer, types
 from jaxface.assembly import Run
 from jaxface.eval import clustering, overlap, strangers
-from jaxface.train import loop, monitor
+from jaxface.train import loop, monitor, writers
+from jaxface.train import saver as savers
 from jaxface.train import step as steps
 from jaxface.types import Batch, Batches, Result, Source
 
 
 def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
-    """Train to the end of the config.
+    """Train to the end of the config, or until a signal ends it earlier.
 
-    A run starts from its own last checkpoint; if it has none, from the weights at
-    `init.workdir`; if that is not set, from drawn ones.
+    A run starts from its own last whole checkpoint; if it has none, from the weights
+    at `init.workdir`; if that is not set, from drawn ones.
 
     Args:
         run: from `assembly.build`.
         workdir: gets config.json, classes.json, metrics.jsonl, events and
             checkpoints.
 
+    Returns:
+        The last state, which is saved: its step is below `run.total` after a signal.
+
     Raises:
         ValueError: workdir holds a run of another config or other people, or what to
-            start from does not fit.
+            start from does not fit, or is damaged.
         FileNotFoundError: nothing to start from at `init.workdir`.
-        FloatingPointError: the loss is not finite, with the step, the positions of
-            its batch and the last good checkpoint.
-        OSError: workdir cannot be written.
+        FloatingPointError: the loss is not finite, more often than
+            `train.nonfinite` bears, with the step, the positions of its batch and
+            the last good checkpoint.
+        OSError: workdir cannot be written, or the last save failed.
     """
     c, workdir = run.config, pathlib.Path(workdir).absolute()
     _claim(workdir, run)
     manager = checkpoint.open_manager(
         workdir / "checkpoints", keep=c.checkpoint.keep, best=c.checkpoint.best
     )
+    saver = savers.Saver(manager, home=workdir / "config.json")
+    begun = time.monotonic()
     start, state = _start(run, manager)
+    with loop.stop_on_signals() as stop:
+        while True:
+            try:
+                state = _train_on(run, workdir, saver, start, state, stop)
+                break
+            except monitor.NonFiniteLossError as error:
+                if error.rollbacks >= run.policy.times:
+                    raise FloatingPointError(_lost(error, c, manager)) from None
+                start, state = _rolled_back(run, manager, error)
+        saver.finish()
+    manager.close()
+    seconds = time.monotonic() - begun
+    logging.info("trained to step %d, which is saved, in %.0f s", state.step, seconds)
+    return state
+
+
+def _train_on(
+    run: Run,
+    workdir: pathlib.Path,
+    saver: savers.Saver,
+    start: int,
+    state: steps.TrainState,
+    stop: threading.Event,
+) -> steps.TrainState:
+    """Train from a step to the end, a signal or a loss that is lost."""
+    c = run.config
     loader = run.loader(start)
-    batches = _batches(run, loader)
     text = config.dumps(c)
 
     def save(done: int, state: Any, scalars: dict[str, float] | None) -> None:
-        position = done * c.data.batch_size
-        checkpoint.save(
-            manager,
+        notes = {name: int(count) for name, count in state.faults.items()}
+        saver.save(
             done,
             state,
-            position=position,
+            position=done * c.data.batch_size,
             shape=run.shape,
             config_text=text,
             metrics=scalars,
-            notes={"num_classes": run.source.num_classes},
+            notes={"num_classes": run.source.num_classes, "faults": notes},
         )
 
     def evaluate(state: Any) -> dict[str, float]:
@@ -78,24 +110,22 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
             scalars_of(run.evaluate(state.variables)), best=c.checkpoint.best
         )
 
-    begun = time.monotonic()
-    with (
-        monitor.Monitor(
+    try:
+        with monitor.Monitor(
             workdir,
             start=start,
             total=run.total,
             batch_size=c.data.batch_size,
             schedule=run.schedule,
             every=run.every(c.log.every),
-            tensorboard=c.log.tensorboard,
-        ) as log,
-        loop.stop_on_signals() as stop,
-    ):
-        try:
-            state = loop.run(
+            table=c.log.csv,
+            boards=_boards(c, workdir, start) if jax.process_index() == 0 else (),
+            after=run.policy.after,
+        ) as log:
+            return loop.run(
                 state,
                 step=run.step,
-                batches=batches,
+                batches=_batches(run, loader),
                 start=start,
                 total=run.total,
                 monitor=log,
@@ -106,15 +136,10 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
                 save_every=run.every(c.checkpoint.every),
                 stop=stop,
             )
-        except monitor.NonFiniteLossError as error:
-            raise FloatingPointError(_lost(error, c, manager)) from None
-        finally:
-            loader.close()
-            manager.wait_until_finished()
-            _write_bad(workdir, loader.bad)
-    manager.close()
-    logging.info("trained to step %d in %.0f s", state.step, time.monotonic() - begun)
-    return state
+    finally:
+        loader.close()
+        saver.settle()
+        _write_bad(workdir, loader.bad)
 
 
 def evaluate(
@@ -267,16 +292,87 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def _start(run: Run, manager: Any) -> tuple[int, steps.TrainState]:
     """Return (updates done, state): resumed, from given weights, or drawn."""
-    latest = manager.latest_step()
-    if latest is not None:
-        about = checkpoint.about(manager, latest)
-        start = about["position"] // run.config.data.batch_size
-        logging.info("resuming at step %d", start)
-        return start, checkpoint.restore(manager, latest, like=run.abstract)
+    latest = _newest(manager)
+    if latest is None:
+        return _begun(run)
+    start = checkpoint.about(manager, latest)["position"] // run.config.data.batch_size
+    logging.info("resuming at step %d", start)
+    return start, _resumed(run, manager, latest)
+
+
+def _newest(manager: Any) -> int | None:
+    """Return the newest whole step, having set aside those past it."""
+    latest = checkpoint.newest(manager)
+    for step in manager.all_steps():
+        if latest is not None and step > latest:
+            checkpoint.set_aside(manager, step)
+    return latest
+
+
+def _begun(run: Run) -> tuple[int, steps.TrainState]:
+    """Return (0, state), from given weights or drawn."""
     if not run.config.init.workdir:
         return 0, run.first_state()
     with _given(run.config.init) as given:
         return 0, transfer.first_state(run, given)
+
+
+def _resumed(run: Run, manager: Any, step: int) -> steps.TrainState:
+    """Restore a state; what this run's policy counts and that run's did not is zero."""
+    saved = checkpoint.about(manager, step).get("faults", {})
+    like = run.abstract
+    if saved.keys() == like.faults.keys():
+        return checkpoint.restore(manager, step, like=like)
+    fields = {f.name: getattr(like, f.name) for f in dataclasses.fields(like)}
+    faults = fields.pop("faults")
+    kept = checkpoint.restore(manager, step, like=fields, part=True)
+    return steps.TrainState(**kept, faults=_counts(faults, saved))
+
+
+def _rolled_back(
+    run: Run, manager: Any, error: monitor.NonFiniteLossError
+) -> tuple[int, steps.TrainState]:
+    """Return (updates done, state) of the last good checkpoint, at a lower rate."""
+    while (good := _newest(manager)) is not None:
+        # One saved among steps left out may be the one that makes them so.
+        if not checkpoint.about(manager, good).get("faults", {}).get("in_row"):
+            break
+        manager.delete(good)
+    start, state = _begun(run) if good is None else (good, _resumed(run, manager, good))
+    counts = {k: int(v) for k, v in state.faults.items()}
+    counts |= {"rollbacks": error.rollbacks + 1}
+    logging.error(
+        "ROLLED BACK to step %d, %d of %d times, learning rate times %g: %s",
+        *(start, error.rollbacks + 1, run.policy.times),
+        *(run.policy.factor ** (error.rollbacks + 1), error),
+    )
+    return start, state.replace(faults=_counts(run.abstract.faults, counts))
+
+
+def _counts(like: Any, counts: Mapping[str, int]) -> dict[str, jax.Array]:
+    """Place counts on the devices, those not given as zero."""
+    return {
+        name: jax.device_put(np.int32(counts.get(name, 0)), where.sharding)
+        for name, where in like.items()
+    }
+
+
+def _boards(
+    c: ml_collections.ConfigDict, workdir: pathlib.Path, start: int
+) -> list[writers.Writer]:
+    boards: list[writers.Writer] = []
+    if c.log.tensorboard:
+        boards.append(writers.TensorBoard(workdir / "tensorboard", start=start))
+    if c.log.wandb:
+        boards.append(
+            writers.Wandb(
+                workdir,
+                project=c.log.wandb,
+                mode=c.log.wandb_mode,
+                settings=c.to_dict(),
+            )
+        )
+    return boards
 
 
 def _batches(run: Run, loader: Batches) -> Iterator[Batch]:
@@ -308,7 +404,6 @@ def _reader(workdir: str | pathlib.Path, c: ml_collections.ConfigDict) -> Any:
 
 
 def _lost(error: monitor.NonFiniteLossError, c: Any, manager: Any) -> str:
-    manager.wait_until_finished()
     last = manager.latest_step()
     good = "none yet" if last is None else f"step {last} in {manager.directory}"
     first = (error.step - 1) * c.data.batch_size

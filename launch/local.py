@@ -2,8 +2,9 @@
 
     python launch/local.py -n 2 -- launch/train.py --config=... --workdir=/tmp/run
 
-Ctrl-C reaches all of them; when one fails, the others are stopped and the first
-failure's exit code is returned.
+Ctrl-C and SIGTERM reach all of them; when one fails, the others are stopped and the
+first failure's exit code is returned. 75, where a signal ended the run early and it was
+saved, is no failure: the others get there too.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import socket
 import subprocess
 import sys
 import time
+
+STOPPED = 75  # as jaxface.cli has it, which would be slow to import
 
 
 def main() -> int:
@@ -44,15 +47,15 @@ def forward(running: list[subprocess.Popen[bytes]], number: int) -> None:
 
 
 def wait(running: list[subprocess.Popen[bytes]]) -> int:
-    """Return 0 when all succeed, or the first failure, ending the others."""
+    """Return 0 or 75 when all end so, or the first failure, ending the others."""
     while True:
         codes = [process.poll() for process in running]
-        failed = [code for code in codes if code]
+        failed = [code for code in codes if code and code != STOPPED]
         if failed:
             forward(running, signal.SIGTERM)
             return abs(failed[0])
-        if all(code == 0 for code in codes):
-            return 0
+        if None not in codes:
+            return max(code or 0 for code in codes)
         time.sleep(0.1)
 
 

@@ -2,7 +2,12 @@
 
 python launch/train.py --config=configs/quickstart.py --workdir=/tmp/run
 python launch/train.py --config=... --workdir=... --config.optim.lr=0.05
+
+Exits with 0 at the end of the config, with 75 where SIGTERM or Ctrl-C ended it earlier,
+saved: the same command goes on. 1 is an error, told in one line.
 """
+
+import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -25,7 +30,10 @@ def main() -> None:
         processes=_PROCESSES.value,
         process=_PROCESS.value,
     )
-    experiment.train(assembly.build(_CONFIG.value), _WORKDIR.value)
+    run = assembly.build(_CONFIG.value)
+    state = experiment.train(run, _WORKDIR.value)
+    if state.step < run.total:
+        sys.exit(cli.STOPPED)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import threading
 import jax.numpy as jnp
 import pytest
 
-from jaxface.train import loop, monitor
+from jaxface.train import loop, monitor, writers
 
 
 def run(workdir, *, losses, start=0, saved=None, stop=None, on_step=None, **every):
@@ -92,13 +92,14 @@ def test_a_signal_saves_and_returns(tmp_path):
 def test_events_can_be_read_by_tensorboard(tmp_path):
     from tensorboard.backend.event_processing import event_accumulator
 
+    board = writers.TensorBoard(tmp_path / "tensorboard", start=0)
     with monitor.Monitor(
         tmp_path,
         start=0,
         total=2,
         batch_size=2,
         schedule=lambda t: 0.5,
-        tensorboard=True,
+        boards=[board],
     ) as log:
         log.push(1, {"loss": jnp.float32(3.0)})
         log.flush()

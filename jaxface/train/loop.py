@@ -69,7 +69,7 @@ def run(
         if to_save or stopping:
             save(done, state, scalars)
         if stopping:
-            logging.warning("stopped by a signal after step %d, which is saved", done)
+            logging.warning("stopped by a signal after step %d", done)
             break
     return state
 
@@ -88,15 +88,15 @@ def _agreed(stop: threading.Event, *, look: bool) -> bool:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Turn the first SIGTERM or Ctrl-C into an event; a second one kills."""
+    """Turn the first SIGTERM or Ctrl-C into an event; a second one ends at once."""
     stop = threading.Event()
     names = (signal.SIGTERM, signal.SIGINT)
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: Any) -> None:
         stop.set()
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for name in before:  # no exception, which would wait for a save under way
+            signal.signal(name, signal.SIG_DFL)
 
     if threading.current_thread() is threading.main_thread():
         before.update({name: signal.signal(name, ask) for name in names})

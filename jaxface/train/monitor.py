@@ -1,7 +1,8 @@
-"""What a run tells: a metrics log, TensorBoard events, a progress bar.
+"""What a run tells: a metrics log, boards to look at, a progress bar.
 
-The one law: `metrics.jsonl` holds only what the run's seed decides (no clock, no
-speed), so an interrupted and resumed run writes the same bytes as one that was not.
+The one law: `metrics.jsonl` and `metrics.csv` hold only what the run's seed decides (no
+clock, no speed), so an interrupted and resumed run writes the same bytes as one that
+was not.
 
     with Monitor("run", start=0, total=9, batch_size=8, schedule=f) as monitor:
         monitor.push(1, metrics)      # device arrays, fetched later
@@ -10,12 +11,10 @@ speed), so an interrupted and resumed run writes the same bytes as one that was 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,26 +22,40 @@ import jax
 import tqdm
 from absl import logging
 
+from jaxface.train import writers
+
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss became NaN or infinite; `step` is where."""
+    """Loss or gradient became NaN or infinite, more often than is left out.
 
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"loss is {loss} at step {step}")
+    Attributes:
+        step: where.
+        rollbacks: how often the run went back before.
+    """
+
+    def __init__(self, step: int, metrics: Mapping[str, Any]) -> None:
+        said = f"loss is {float(metrics['loss'])} at step {step}"
+        if row := int(metrics.get("in_row", 0)):
+            norm = float(metrics["grad_norm"])
+            said += f", its gradient's norm {norm}; {row} steps in a row were left out"
+        super().__init__(said)
         self.step = step
+        self.rollbacks = int(metrics.get("rollbacks", 0))
 
 
 class Monitor:
     """Rows of one run, on process 0; elsewhere it only checks the loss.
 
     Args:
-        workdir: where metrics.jsonl and events go.
+        workdir: where metrics.jsonl goes.
         start: the step resumed from; later rows are cut off.
         total: steps of the whole run.
         batch_size: images per step, for the speed shown.
         schedule: updates done -> learning rate, a column of the rows.
         every: steps between rows.
-        tensorboard: also write event files.
+        table: also write metrics.csv.
+        boards: told the same rows, and the speed; made on process 0 only.
+        after: so many steps left out in a row end the run.
     """
 
     def __init__(
@@ -54,20 +67,23 @@ class Monitor:
         batch_size: int,
         schedule: Callable[[int], Any],
         every: int = 1,
-        tensorboard: bool = False,
+        table: bool = False,
+        boards: Sequence[writers.Writer] = (),
+        after: int = 1,
     ) -> None:
         self._every = every
+        self._after = after
         self._schedule = schedule
         self._batch_size = batch_size
         self._pending: list[tuple[int, Mapping[str, Any]]] = []
         self._chief = jax.process_index() == 0
-        self._path = pathlib.Path(workdir) / "metrics.jsonl"
-        self._events = None
+        self._boards = boards
+        self._logs: list[writers.Writer] = list(boards)
         if self._chief:
-            cut_back(self._path, start)
-            self._file = self._path.open("a")
-            if tensorboard:
-                self._events = _events(pathlib.Path(workdir) / "tensorboard", start)
+            workdir = pathlib.Path(workdir)
+            self._logs.append(writers.Jsonl(workdir / "metrics.jsonl", start=start))
+            if table:
+                self._logs.append(writers.Csv(workdir / "metrics.csv", start=start))
         self._bar = tqdm.tqdm(
             total=total,
             initial=start,
@@ -87,10 +103,13 @@ class Monitor:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
-        if self._chief:
-            self._file.close()
-            if self._events:
-                self._events.close()
+        for log in self._logs:
+            try:
+                log.close()
+            except OSError as lost:
+                if error is None:
+                    raise
+                logging.error("%s", lost)
 
     def push(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Note a step's metrics, still on the device."""
@@ -101,66 +120,56 @@ class Monitor:
         """Fetch what was pushed, check it, write the rows that are due.
 
         Raises:
-            NonFiniteLossError: at the first step whose loss is not finite.
+            NonFiniteLossError: at the first step whose loss is not finite; where such
+                steps are left out, at the last of too many in a row.
         """
         pending, self._pending = self._pending, []
         if not pending:
             return
         rows = jax.device_get(pending)
         for step, metrics in rows:
-            if not math.isfinite(metrics["loss"]):
-                raise NonFiniteLossError(step, float(metrics["loss"]))
+            self._check(step, metrics)
             if step % self._every == 0:
-                self.write(step, metrics | {"lr": self._schedule(step - 1)})
+                self.write(step, metrics | {"lr": self._lr(step, metrics)})
         step, metrics = rows[-1]
-        self._show(step, metrics | {"lr": self._schedule(step - 1)})
+        self._show(step, metrics | {"lr": self._lr(step, metrics)})
+
+    def _check(self, step: int, metrics: Mapping[str, Any]) -> None:
+        in_row = metrics.get("in_row")
+        if in_row is None:
+            if not math.isfinite(metrics["loss"]):
+                raise NonFiniteLossError(step, metrics)
+        elif in_row >= self._after:
+            raise NonFiniteLossError(step, metrics)
+        elif in_row:
+            words = "step %d was left out: loss %g, gradient's norm %g; %d in all"
+            facts = (metrics[k] for k in ("loss", "grad_norm", "skipped"))
+            logging.warning(words, step, *facts)
+
+    def _lr(self, step: int, metrics: Mapping[str, Any]) -> float:
+        """Return a step's learning rate, whose schedule counts no step left out."""
+        updates = max(step - 1 - int(metrics.get("skipped", 0)), 0)
+        return float(self._schedule(updates)) * float(metrics.get("lr_factor", 1.0))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write one row, at once."""
         if not self._chief:
             return
-        row = {"step": step} | {k: float(v) for k, v in metrics.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        if self._events:
-            for name, value in row.items():
-                if name != "step":
-                    self._events.add_scalar(name, value, step)
+        row = {k: float(v) for k, v in metrics.items()}
+        if metrics.get("in_row"):  # JSON has no NaN
+            row = {k: v for k, v in row.items() if math.isfinite(v)}
+        for log in self._logs:
+            log.write(step, row)
 
     def _show(self, step: int, metrics: Mapping[str, Any]) -> None:
         now = time.monotonic()
         then, since = self._clock
         self._clock = (now, step)
         speed = (step - since) * self._batch_size / max(now - then, 1e-9)
-        if self._events:
-            self._events.add_scalar("images_per_second", speed, step)
+        for board in self._boards:
+            board.write(step, {"images_per_second": speed})
         shown = {k: f"{float(metrics[k]):.4g}" for k in ("loss", "lr") if k in metrics}
         self._bar.set_postfix(shown | {"img/s": f"{speed:.0f}"})
         if self._bar.disable and self._chief:
             words = ", ".join(f"{k} {v}" for k, v in shown.items())
             logging.info("step %d: %s, %.0f images/s", step, words, speed)
-
-
-def cut_back(path: pathlib.Path, step: int) -> None:
-    """Drop the rows of a metrics log past a step, and a half-written last line."""
-    if not path.exists():
-        return
-    kept = [
-        line
-        for line in path.read_text().splitlines(keepends=True)
-        if line.endswith("\n") and json.loads(line)["step"] <= step
-    ]
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(kept))
-    os.replace(replacement, path)
-
-
-def _events(directory: pathlib.Path, start: int) -> Any:
-    try:
-        import tensorboardX
-    except ImportError:
-        raise ImportError(
-            "log.tensorboard needs tensorboardX: pip install tensorboardX,"
-            " or set --config.log.tensorboard=False"
-        ) from None
-    return tensorboardX.SummaryWriter(str(directory), purge_step=start + 1)

@@ -23,7 +23,7 @@ from flax import linen as nn
 from flax import struct
 
 from jaxface import parallel
-from jaxface.train import multipliers
+from jaxface.train import guard, multipliers
 from jaxface.types import Batch, Loss
 
 
@@ -40,6 +40,7 @@ class TrainState(struct.PyTreeNode):
         opt_state: Optax's, over {"params", "head", "margin"}.
         ema: an average of `params`, empty when it is off.
         rng: [2] uint32, key data of the run's seed; never advanced.
+        faults: counts of steps left out, see `guard.first`; empty where none is.
     """
 
     step: jax.Array
@@ -51,6 +52,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     ema: Any
     rng: jax.Array
+    faults: Any = struct.field(default_factory=dict)
 
     @property
     def trainable(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ def init_state(
     shape: tuple[int, int, int],
     num_classes: int,
     ema: float = 0.0,
+    policy: guard.Policy = guard.STOP,
 ) -> TrainState:
     """Build the first state; pure, so it can be jitted or `eval_shape`d.
 
@@ -84,6 +87,7 @@ def init_state(
         shape: (H, W, 3) of one image.
         num_classes: C.
         ema: what `make_update` gets; 0 keeps no average.
+        policy: what both halves get.
     """
     key = jax.random.key(seed)
     init_key, head_key = jax.random.split(key)
@@ -105,6 +109,7 @@ def init_state(
         opt_state=tx.init(trainable),
         ema=params if ema > 0 else {},
         rng=jax.random.key_data(key),
+        faults=jax.tree.map(jnp.asarray, guard.first(policy)),
     )
 
 
@@ -123,6 +128,7 @@ def make_grads(
     frozen_stats: bool = False,
     microbatches: int = 1,
     sam: float = 0.0,
+    policy: guard.Policy = guard.STOP,
 ) -> Callable[[TrainState, Batch], tuple[Any, TrainState, dict[str, jax.Array]]]:
     """Make the first half: gradients, written for one device.
 
@@ -140,6 +146,7 @@ def make_grads(
         sam: rho of sharpness-aware minimisation: the gradient is taken where the
             loss is highest at this distance; 0 turns it off. Metrics and statistics
             are those of the weights themselves.
+        policy: of steps that are not finite; metrics have counts where it skips.
 
     Returns:
         grads(state, batch) -> (gradients, state with new statistics, metrics).
@@ -185,8 +192,14 @@ def make_grads(
         # Synced statistics are equal already; local ones must become one state. The
         # mean of equal numbers is not always that number, so frozen ones are passed by.
         stats = state.batch_stats if frozen_stats else parallel.pmean(stats, axis)
-        state = state.replace(batch_stats=stats, margin_state={**moved, **rows})
-        return g, state, metrics | {"loss": total, "grad_norm": norm}
+        new = state.replace(batch_stats=stats, margin_state={**moved, **rows})
+        metrics |= {"loss": total, "grad_norm": norm}
+        if policy.skips:
+            new, counts = guard.judged(
+                state, new, loss=total, norm=norm, g=g, policy=policy, axis=axis
+            )
+            metrics |= counts
+        return g, new, metrics
 
     return grads
 
@@ -244,22 +257,29 @@ def _part(x: jax.Array, i: jax.Array, parts: int) -> jax.Array:
 
 
 def make_update(
-    tx: optax.GradientTransformation, *, ema: float = 0.0
+    tx: optax.GradientTransformation,
+    *,
+    ema: float = 0.0,
+    policy: guard.Policy = guard.STOP,
 ) -> Callable[[Any, TrainState], TrainState]:
     """Make the second half: plain Optax, which knows no axis.
 
     Args:
         tx: optimizer over {"params", "head", "margin"}.
         ema: decay of the average of the backbone; 0 turns it off.
+        policy: what `make_grads` got.
     """
 
     def update(g: Any, state: TrainState) -> TrainState:
         changes, opt_state = tx.update(g, state.opt_state, state.trainable)
+        if policy.times:
+            factor = guard.rate(state.faults, policy)
+            changes = optax.tree.scale(factor, changes)
         new = optax.apply_updates(state.trainable, changes)
         average = state.ema
         if ema > 0:
             average = optax.incremental_update(new["params"], state.ema, 1.0 - ema)
-        return state.replace(
+        updated = state.replace(
             step=state.step + 1,
             params=new["params"],
             head=new["head"],
@@ -267,6 +287,7 @@ def make_update(
             opt_state=opt_state,
             ema=average,
         )
+        return guard.kept(state, updated) if policy.skips else updated
 
     return update
 

@@ -1,0 +1,79 @@
+"""Saves of a run that may fail: the disk is full, read-only or gone.
+
+The one law: a save that fails costs no step. The state stays where it is trained, the
+failure is told at once, the next save is tried as if nothing was, and a run whose last
+save failed does not end as if it had not.
+
+    saver = Saver(manager, home=workdir / "config.json")
+    saver.save(5, state, position=40, ...)    # an error in the log, at worst
+    saver.finish()                            # raises where the last one failed
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+from absl import logging
+
+from jaxface import checkpoint
+
+
+class Saver:
+    """What stands between a run and its checkpoints.
+
+    Args:
+        manager: from `checkpoint.open_manager`.
+        home: a file beside the checkpoints, which is there as long as their disk is.
+    """
+
+    def __init__(self, manager: Any, *, home: pathlib.Path) -> None:
+        self.manager = manager
+        self._home = home
+        self._failure: checkpoint.SaveError | None = None
+
+    def save(self, step: int, state: Any, **facts: Any) -> None:
+        """Start a save, as `checkpoint.save` does; a failure is told and kept.
+
+        Raises:
+            SaveError: with several processes, of which the others wait for this one.
+        """
+        self.settle()
+        self._failure = None
+        try:
+            # Where a mount vanished, its empty folder must not be written to.
+            if not self._home.exists():
+                gone = FileNotFoundError(f"{self._home} is gone; is its disk mounted?")
+                raise checkpoint.SaveError(step, self.manager.directory, gone)
+            checkpoint.save(self.manager, step, state, **facts)
+        except checkpoint.SaveError as error:
+            self._tell(error)
+
+    def settle(self) -> None:
+        """Wait for the save under way; a failure is told and kept."""
+        try:
+            checkpoint.settle(self.manager)
+        except checkpoint.SaveError as error:
+            self._tell(error)
+
+    def finish(self) -> None:
+        """Wait for the last save.
+
+        Raises:
+            OSError: it failed, with what there is instead.
+        """
+        self.settle()
+        if self._failure:
+            last = self.manager.latest_step()
+            there = "no step" if last is None else f"step {last}"
+            raise OSError(
+                f"the last save failed: {self._failure}; there is {there}: make room"
+                " and run the same command again"
+            ) from self._failure
+
+    def _tell(self, error: checkpoint.SaveError) -> None:
+        if jax.process_count() > 1:
+            raise error
+        self._failure = error
+        logging.error("SAVE FAILED, training goes on to the next save: %s", error)
