@@ -12,6 +12,7 @@ rotations, zooms and shifts become one warp, which blurs once.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,8 @@ from jaxface.data import (
     resample,
 )
 
+# the integer transform and smooth chroma are what Pillow uses
+_AS_PILLOW = {"dct_method": "INTEGER_ACCURATE", "fancy_upscaling": True}
 ROOMS = (ops_warp, ops_light, ops_cover, ops_worn, ops_random)  # where further ops are
 
 
@@ -64,15 +67,54 @@ def parse(line: str) -> pipeline.Pipeline:
             ops.append(build())
         except (TypeError, ValueError) as error:
             raise ValueError(f"{call}: {error}") from None
+    if ops[0].cuts:
+        if len(ops) < 2 or not ops[1].cuts:
+            raise ValueError(
+                f"{line!r}: decode(window=True) wants a center_crop or random_crop"
+                " without pad right after it"
+            )
+        ops[:2] = _decoded_and_cut(*ops[:2])
     return pipeline.Pipeline(pipeline.joined(ops))
 
 
-def decode(color: str = "rgb") -> pipeline.Op:
+def _decoded_and_cut(decode: pipeline.Op, crop: pipeline.Op) -> list[pipeline.Op]:
+    """Let TensorFlow decode only what a crop takes of a JPEG; the pixels are the same.
+
+    Smooth chroma looks at its neighbours, so two pixels more on each side are decoded.
+    """
+    assert crop.size
+
+    def cut(tf, record, z):
+        def whole():
+            return crop.tensorflow(tf, decode.tensorflow(tf, record, ()), z)
+
+        def part():
+            shape, size = tf.image.extract_jpeg_shape(record)[:2], crop.size
+            first = tf.cast(z * tf.cast(shape - size + 1, z.dtype), tf.int32)
+            start = tf.maximum(first - 2, 0)
+            end = tf.minimum(first + size + 2, shape)
+            window = tf.concat([start, end - start], 0)
+            image = tf.io.decode_and_crop_jpeg(record, window, channels=3, **_AS_PILLOW)
+            return tf.slice(image, [*tf.unstack(first - start), 0], [*size, 3])
+
+        jpeg = tf.strings.substr(record, 0, 2) == b"\xff\xd8"
+        return tf.cond(jpeg, part, whole)
+
+    return [
+        dataclasses.replace(decode, tensorflow=lambda tf, record, z: record),
+        dataclasses.replace(crop, tensorflow=cut),
+    ]
+
+
+def decode(color: str = "rgb", window: bool = False) -> pipeline.Op:
     """Turn encoded bytes into pixels; pixels pass through.
 
     Args:
         color: channel order the source gives. Nothing is swapped here: loaders
             refuse a source of the other order; `bgr` swaps for a model that wants it.
+        window: decode no more of a JPEG than the crop right after takes, which pays
+            for large images. Only in TensorFlow, to the same pixels; damage elsewhere
+            in a file goes unnoticed there, and replaces the image in the loader `host`.
     """
     if color not in ("rgb", "bgr"):
         raise ValueError(f"color {color!r}: wanted 'rgb' or 'bgr'")
@@ -86,16 +128,16 @@ def decode(color: str = "rgb") -> pipeline.Op:
             return tf.reshape(image, [shape[0], shape[1], 3])
 
         def plain():
-            # the integer transform and smooth chroma are what Pillow uses
-            return tf.io.decode_jpeg(
-                record, channels=3, dct_method="INTEGER_ACCURATE", fancy_upscaling=True
-            )  # the op reads PNG as well
+            return tf.io.decode_jpeg(record, channels=3, **_AS_PILLOW)  # PNG as well
 
         mark = tf.strings.substr(record, 0, len(decoding.RAW))
         return tf.cond(mark == decoding.RAW, raw, plain)
 
     return pipeline.Op(
-        lambda record, z: decoding.pixels(record), tensorflow, color=color
+        lambda record, z: decoding.pixels(record),
+        tensorflow,
+        color=color,
+        cuts=window,
     )
 
 
@@ -167,7 +209,7 @@ def _crop(
         x = tf.clip_by_value(first[1] + tf.range(W), 0, shape[1] - 1)
         return tf.gather(tf.gather(image, y), x, axis=1)
 
-    return pipeline.Op(numpy, tensorflow, draws=draws, law=law, size=size)
+    return pipeline.Op(numpy, tensorflow, draws=draws, law=law, size=size, cuts=not pad)
 
 
 def flip(p: float = 0.5) -> pipeline.Op:

@@ -40,6 +40,7 @@ class Op:
         law: uniforms [B, draws] in [0, 1) -> the bodies' numbers [B, m].
         size: (H, W) of the output, where it does not depend on the input's.
         warps: the numbers are a matrix of `resample.warp`.
+        cuts: it takes a window of the image, or decodes what the next one takes.
         color: channel order from here on, of an op that decodes or swaps.
         scale: (mean, std), of an op that normalises.
     """
@@ -51,6 +52,7 @@ class Op:
     law: Callable[[np.ndarray], np.ndarray] = lambda u: u
     size: tuple[int, int] | None = None
     warps: bool = False
+    cuts: bool = False
     color: str = ""
     scale: tuple[Any, Any] | None = None
 
