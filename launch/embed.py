@@ -9,14 +9,13 @@ read without loading it. Rows are in the order of the source. A teacher in the s
 an image once: for `distill.cache` give --how=output, unless a mirrored sum shall teach.
 """
 
-import os
 import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 from absl import flags, logging
 
-from jaxface import assembly, cli, embed, experiment, parallel, types
+from jaxface import assembly, atomic, cli, embed, experiment, parallel, types
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Whose network embeds.")
 _STEP = flags.DEFINE_string("step", "latest", "best, latest or a step's number.")
@@ -42,10 +41,9 @@ def main() -> None:
     source = assembly.flow(_SOURCE.value)
     source = source.images if isinstance(source, types.Pairs) else source
     _, variables = experiment.restore(run, _WORKDIR.value, step=_STEP.value)
-    half = out.with_name(f"{out.stem}.tmp{out.suffix}")
     write = write_rows if out.suffix == ".npy" else write_all
-    shape = write(half, source, run.embedder(variables).rows(source))
-    os.replace(half, out)
+    with atomic.file(out) as part:
+        shape = write(part, source, run.embedder(variables).rows(source))
     logging.info("%s: embeddings %s, %s", out, shape, c.eval.embed)
 
 

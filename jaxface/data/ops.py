@@ -89,7 +89,7 @@ def _decoded_and_cut(decode: pipeline.Op, crop: pipeline.Op) -> list[pipeline.Op
             return crop.tensorflow(tf, decode.tensorflow(tf, record, ()), z)
 
         def part():
-            shape, size = tf.image.extract_jpeg_shape(record)[:2], crop.size
+            shape, size = tf.image.extract_jpeg_shape(record)[:2], crop.size or ()
             first = tf.cast(z * tf.cast(shape - size + 1, z.dtype), tf.int32)
             start = tf.maximum(first - 2, 0)
             end = tf.minimum(first + size + 2, shape)

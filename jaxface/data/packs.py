@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import io
 import os
-import pathlib
 import struct
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
-from jaxface import types
+from jaxface import atomic, types
 from jaxface.data import decode
 
 
@@ -54,29 +53,23 @@ def write(
             f" a pack take {sizes}, one after another; make count a multiple of"
             f" {2 * K}"
         )
-    final = pathlib.Path(path)
-    part = final.with_name(f".{final.name}.{os.getpid()}")
     shape: tuple[int, int] | None = None
-    try:
-        with part.open("wb") as file:
-            file.write(b"\x80\x02](")  # PROTO 2, EMPTY_LIST, MARK
-            for left, right in zip(pairs.left, pairs.right, strict=True):
-                for i in (int(left), int(right)):
-                    image, found = _encoded(pairs.images, i)
-                    if shape not in (None, found):
-                        raise ValueError(
-                            f"{pairs.images.name(i)} is {found[0]} x {found[1]}, others"
-                            f" are {shape}: a pack has one size; prepare the source"
-                            " with --align first"
-                        )
-                    shape = found
-                    file.write(b"T" + struct.pack("<i", len(image)) + image)
-                progress(1)
-            flags = b"".join(b"\x88" if s else b"\x89" for s in pairs.same)
-            file.write(b"e](" + flags + b"e\x86.")  # APPENDS, ..., TUPLE2, STOP
-        part.replace(final)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic.file(path) as part, part.open("wb") as file:
+        file.write(b"\x80\x02](")  # PROTO 2, EMPTY_LIST, MARK
+        for left, right in zip(pairs.left, pairs.right, strict=True):
+            for i in (int(left), int(right)):
+                image, found = _encoded(pairs.images, i)
+                if shape not in (None, found):
+                    raise ValueError(
+                        f"{pairs.images.name(i)} is {found[0]} x {found[1]}, others"
+                        f" are {shape}: a pack has one size; prepare the source"
+                        " with --align first"
+                    )
+                shape = found
+                file.write(b"T" + struct.pack("<i", len(image)) + image)
+            progress(1)
+        flags = b"".join(b"\x88" if s else b"\x89" for s in pairs.same)
+        file.write(b"e](" + flags + b"e\x86.")  # APPENDS, ..., TUPLE2, STOP
     assert shape
     return shape
 

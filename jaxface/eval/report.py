@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 
+from jaxface import atomic, types
 from jaxface import page as html
-from jaxface import types
 from jaxface.eval import comparison, figures, project, rows
 
 _WORST = 8  # pairs shown of each kind of error
@@ -105,13 +104,7 @@ def write(
             _details("Environment", {n: run.environment for n, run in runs.items()}),
         ],
     )
-    final = pathlib.Path(path)
-    partial = final.with_name(f".{final.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, final)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic.write(path, text)
 
 
 def headline(scalars: Mapping[str, float]) -> tuple[str, str, str]:

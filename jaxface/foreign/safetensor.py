@@ -16,13 +16,13 @@ import json
 import math
 import mmap
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from jaxface import atomic
 from jaxface.foreign import arrays
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
@@ -157,11 +157,8 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> No
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    path = pathlib.Path(path)
-    half = path.with_name(path.name + ".tmp")
-    with open(half, "wb") as file:
+    with atomic.file(path) as part, part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             little = kinds[name].newbyteorder("<")
             file.write(np.ascontiguousarray(tensors[name], little).tobytes())
-    os.replace(half, path)

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from jaxface import atomic
 from jaxface.data import crc32c, example, layout
 
 _FRAME = 16  # bytes of a record besides its own
@@ -364,12 +365,9 @@ def _save(path: pathlib.Path, header: bytes, found: Index) -> None:
     body = np.array([len(found.offsets)], "<i8").tobytes()
     body += found.offsets.astype("<i8").tobytes() + found.labels.astype("<i8").tobytes()
     body += "".join(f"{n}\n" for n in found.names).encode("utf-8", "surrogateescape")
-    new = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        new.write_bytes(header + body)
-        os.replace(new, path)
+        atomic.write(path, header + body)
     except OSError as error:
-        new.unlink(missing_ok=True)
         logging.info("%s is kept in memory: %s", path, error)
 
 
