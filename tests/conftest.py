@@ -8,7 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Small nets run for a moment: compiling them is nearly all, and half as much in haste.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     # jaxlib 0.11 and later have no other emitters
     + " --xla_cpu_use_fusion_emitters=false"
     * metadata.version("jaxlib").startswith("0.10."),
