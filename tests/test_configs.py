@@ -1,5 +1,6 @@
 """Every recipe builds, takes two steps and is evaluated."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -33,27 +34,34 @@ def load(name):
     return module
 
 
-def train(name, workdir, given):
-    """Train a recipe for two steps."""
-    c = config.tiny(load(name).get_config(*given))
-    c.mesh.devices = 1
-    c.data.max_bad = 0.0
-    # As many pairs as so few people have.
-    for key, line in c.eval.sets.items():
-        c.eval.sets[key] = line.replace("count=1000, folds=5", "count=12, folds=2")
-    experiment.train(assembly.build(c), workdir)
+@pytest.fixture(scope="module")
+def trained(faces, tmp_path_factory):
+    """A recipe's name -> its workdir after two steps; each is trained once."""
+
+    @functools.cache
+    def train(name):
+        workdir, get_config = tmp_path_factory.mktemp(name), load(name).get_config
+        given = []
+        if "faces=PATH" in get_config.__doc__:
+            given.append(f"faces={faces}")
+        if name == "finetune":
+            given.append(f"init={train('real_small')},head=grow")
+        c = config.tiny(get_config(*([",".join(given)] if given else [])))
+        c.mesh.devices = 1
+        c.data.max_bad = 0.0
+        # As many pairs as so few people have.
+        for key, line in c.eval.sets.items():
+            c.eval.sets[key] = line.replace("count=1000, folds=5", "count=12, folds=2")
+        experiment.train(assembly.build(c), workdir)
+        return workdir
+
+    return train
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_and_is_evaluated(name, faces, tmp_path):
-    takes_faces = "faces=PATH" in load(name).get_config.__doc__
-    given = (f"faces={faces}",) if takes_faces else ()
-    if name == "finetune":
-        train("real_small", tmp_path / "before", given)
-        given = (f"{given[0]},init={tmp_path / 'before'},head=grow",)
-    train(name, tmp_path, given)
-    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+def test_a_recipe_trains_and_is_evaluated(name, trained):
+    rows = (trained(name) / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["step"] == 2
     assert any(key.endswith("/accuracy") for key in json.loads(rows[-1]))
 

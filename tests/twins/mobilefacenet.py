@@ -205,7 +205,7 @@ class Flat(nn.Module):
 
 
 class Foamliu(nn.Module):
-    def __init__(self):
+    def __init__(self, side=112):
         super().__init__()
 
         def block(layer):
@@ -229,7 +229,7 @@ class Foamliu(nn.Module):
             bn2=nn.BatchNorm2d(64),
         )
         self.conv2 = block(conv(128, 512))
-        self.gdconv = Named(depthwise=whole(512, 7), bn=nn.BatchNorm2d(512))
+        self.gdconv = Named(depthwise=whole(512, side // 16), bn=nn.BatchNorm2d(512))
         self.conv3 = conv(512, 128, bias=True)
         self.bn = nn.BatchNorm2d(128)
         self.features = bottlenecks(bottleneck)
@@ -258,8 +258,8 @@ TWINS = {
         keys="cavaface_mobilefacenet.txt",
     ),
     "foamliu": Twin(
-        line="mobilefacenet.foamliu",
-        small=Foamliu,
+        line="mobilefacenet.foamliu(size=32)",
+        small=functools.partial(Foamliu, 32),
         full_line="mobilefacenet.foamliu",
         full=Foamliu,
         keys="foamliu_mobilefacenet.txt",
