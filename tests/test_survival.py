@@ -166,23 +166,37 @@ def test_the_second_signal_ends_at_once():
         assert done.returncode == -getattr(signal, name)
 
 
-def test_a_stopped_run_says_so_by_its_exit_code(run, tmp_path, at, monkeypatch):
-    from absl import flags
-
-    sys.path.insert(0, str(chaos.ROOT / "launch"))
-    import train as script
-
+def test_a_stopped_run_returns_what_it_saved(run, tmp_path, at):
     at({7: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-    monkeypatch.setattr(assembly, "build", lambda config: run)
-    values = flags.FlagValues()
-    monkeypatch.setattr(script, "_CONFIG", type("F", (), {"value": run.config}))
-    monkeypatch.setattr(script, "_WORKDIR", type("F", (), {"value": tmp_path}))
-    monkeypatch.setattr(script.parallel, "start", lambda **kwargs: None)
-    del values
-    with pytest.raises(SystemExit) as ended:
-        script.main()
-    assert ended.value.code == cli.STOPPED == 75
+    assert experiment.train(run, tmp_path).step == 7
     assert whole_steps(tmp_path) == [5, 7]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_says_so_by_its_exit_code(tmp_path):
+    code = (
+        "import os, runpy, signal, sys\n"
+        "from jaxface.train import monitor\n"
+        "push = monitor.Monitor.push\n"
+        "def told(self, step, metrics):\n"
+        "    step == 7 and os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    push(self, step, metrics)\n"
+        "monitor.Monitor.push = told\n"
+        f"sys.argv = ['launch/train.py', {chaos.CONFIG!r}, '--workdir={tmp_path}']\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=chaos.ROOT, capture_output=True, text=True)
+    assert done.returncode == cli.STOPPED == 75, done.stderr[-2000:]
+    assert "stopped by a signal after step 7" in done.stderr
+    assert whole_steps(tmp_path) == [5, 7]
+
+
+@pytest.mark.parametrize(("codes", "want"), [((75, 75), 75), ((75, 3), 3), ((0, 0), 0)])
+def test_several_processes_end_with_the_code_of_all(codes, want):
+    code = f"import sys; sys.exit({codes}['--process=1' in sys.argv])"
+    line = [sys.executable, "launch/local.py", "-n", "2", "--", "-c", code]
+    assert subprocess.run(line, cwd=chaos.ROOT).returncode == want
 
 
 @pytest.mark.slow
