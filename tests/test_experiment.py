@@ -2,19 +2,16 @@
 
 import json
 import pathlib
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from jaxface import assembly, checkpoint, experiment
+from jaxface import assembly, experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -56,12 +53,6 @@ def start(workdir, *flags, before=""):
 def said(workdir):
     """Where a run's output goes: beside its workdir, which it makes itself."""
     return workdir.with_name(f"{workdir.name}.log")
-
-
-def last_state(workdir):
-    with checkpoint.open_manager(workdir / "checkpoints", create=False) as manager:
-        like = assembly.build(tiny.recipe()).abstract
-        return jax.device_get(checkpoint.restore(manager, 20, like=like))
 
 
 @pytest.fixture(scope="module")
@@ -173,30 +164,6 @@ def test_two_runs_are_compared_on_the_same_pairs_only(one, tmp_path):
     done = say()
     assert done.returncode == 1
     assert "holds other pictures" in done.stderr
-
-
-@pytest.mark.slow
-def test_kill_at_any_moment_changes_no_bit(tmp_path):
-    draw = random.Random(0)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole).wait(240) == 0, said(whole).read_text()
-    # Before the first save, in the middle of an asynchronous one, and anywhere.
-    for moment in ("first rows", "saving", "saving", "any", "any"):
-        process = start(killed)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            log = killed / "metrics.jsonl"
-            rows = log.read_text().count("\n") if log.exists() else 0
-            saving = any(killed.glob("checkpoints/*tmp*"))
-            if {"first rows": rows > 0, "saving": saving, "any": rows > 6}[moment]:
-                time.sleep(draw.random() * (0.2 if moment == "any" else 0.005))
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-    last = start(killed)
-    assert last.wait(240) == 0, said(killed).read_text()
-    jax.tree.map(np.testing.assert_array_equal, last_state(killed), last_state(whole))
-    want = (whole / "metrics.jsonl").read_bytes()
-    assert (killed / "metrics.jsonl").read_bytes() == want
 
 
 @pytest.mark.slow

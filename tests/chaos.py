@@ -1,0 +1,180 @@
+"""Kill a run again and again, in saves and out: it ends as if nobody had.
+
+    python tests/chaos.py --kills=20 --processes=2
+
+A run of the tiny recipe, with averaged weights, is killed (SIGKILL, all processes at
+once) or told to stop (SIGTERM, exit code 75) at drawn moments and started again. In the
+end its state, best step, notes and logs are compared with those of a run left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from jaxface import checkpoint, manifest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SECONDS = 900  # of one start, at most, on a busy machine
+BEST = "unseen/accuracy"
+CONFIG = f"--config={ROOT}/tests/tiny.py"
+FLAGS = (
+    *("--config.mesh.cpu_devices=1", "--config.optim.ema=0.9"),
+    *("--config.train.nonfinite=rollback", "--config.log.csv=True"),
+)
+
+
+def start(workdir: pathlib.Path, *, steps: int, processes: int) -> subprocess.Popen:
+    """Start a run as a user does, in a process group of its own."""
+    line = [CONFIG, f"--workdir={workdir}", *FLAGS]
+    line += [f"--config.train.length={steps} steps"]
+    script = [sys.executable, "launch/train.py"]
+    if processes > 1:
+        script = [sys.executable, "launch/local.py", "-n", str(processes), "--"]
+        script += ["launch/train.py"]
+    quick = {
+        "XLA_FLAGS": "--xla_backend_optimization_level=1",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with workdir.with_name(f"{workdir.name}.log").open("a") as said:
+        return subprocess.Popen(
+            [*script, *line],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | quick,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+
+
+def rows(workdir: pathlib.Path) -> int:
+    log = workdir / "metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def come(workdir: pathlib.Path, moment: str, *, past: int) -> bool:
+    """Tell whether a moment has come, in a run that began with so many rows."""
+    halves = list(workdir.glob("checkpoints/*tmp"))
+    return {
+        "starting": workdir.exists(),
+        "training": rows(workdir) > past,
+        "saving": bool(halves) and rows(workdir) >= past,
+        "sealing": any((half / manifest.NAME).exists() for half in halves),
+    }[moment]
+
+
+def disturb(
+    process: subprocess.Popen, workdir: pathlib.Path, draw: random.Random
+) -> str:
+    """Wait for a drawn moment and end the run; return what became of it."""
+    moment = draw.choice(("starting", "training", "training", "saving", "sealing"))
+    gentle = draw.random() < 0.3
+    past = rows(workdir) + draw.randrange(6)
+    deadline = time.monotonic() + SECONDS
+    while process.poll() is None and not come(workdir, moment, past=past):
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise TimeoutError(f"waited {SECONDS} s for {moment} in {workdir}")
+        time.sleep(0.001)
+    time.sleep(draw.random() * (1.0 if moment == "starting" else 0.01))
+    if process.poll() is None and gentle:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(SECONDS)
+        # before the run listens, and after its end, the signal does what it always does
+        assert code in (75, 0, -signal.SIGTERM), code
+        return f"{moment}, SIGTERM, {code}"
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"{moment}, SIGKILL"
+    return f"ended with {process.poll()}"
+
+
+def finish(process: subprocess.Popen, workdir: pathlib.Path) -> None:
+    """Let a run come to its end."""
+    try:
+        code = process.wait(SECONDS)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert code == 0, workdir.with_name(f"{workdir.name}.log").read_text()[-3000:]
+
+
+def ended(workdir: pathlib.Path) -> dict[str, bytes]:
+    """Return all that a run leaves which must not depend on who killed it."""
+    found = {}
+    folder = workdir / "checkpoints"
+    with checkpoint.open_manager(folder, best=BEST, create=False) as manager:
+        step = checkpoint.find(manager, "latest")
+        for which in {step, checkpoint.find(manager, "best")}:
+            saved = checkpoint.arrays(manager, which)
+            leaves = _named(saved)
+            like = {name: np.empty(x.shape, x.dtype) for name, x in leaves.items()}
+            tree = _like(saved, like)
+            whole = _named(checkpoint.restore(manager, which, like=tree))
+            found |= {f"{which}/{k}": np.asarray(v).tobytes() for k, v in whole.items()}
+            about = checkpoint.about(manager, which)
+            found[f"{which}/about"] = json.dumps(about, sort_keys=True).encode()
+    for name in ("metrics.jsonl", "metrics.csv", "config.json"):
+        found[name] = (workdir / name).read_bytes()
+    found["half"] = b" ".join(os.fsencode(x) for x in folder.glob("*tmp"))
+    return found
+
+
+def _named(tree):
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _like(tree, named):
+    import jax
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: named[jax.tree_util.keystr(path)], tree
+    )
+
+
+def run(root: pathlib.Path, *, kills: int, processes: int, seed: int) -> dict:
+    """Disturb a run so often; return what was done and what differs in the end."""
+    draw, whole, killed = random.Random(seed), root / "whole", root / "killed"
+    given = {"steps": 20 + 5 * (kills // 2), "processes": processes}
+    finish(start(whole, **given), whole)
+    done: collections.Counter[str] = collections.Counter()
+    while sum(done.values()) < kills:
+        done[disturb(start(killed, **given), killed, draw)] += 1
+    finish(start(killed, **given), killed)
+    want, got = ended(whole), ended(killed)
+    differ = [k for k in want.keys() | got.keys() if want.get(k) != got.get(k)]
+    return {"done": done, "compared": len(want), "differ": sorted(differ)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, required=True)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    given = vars(parser.parse_args())
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.monotonic()
+        found = run(pathlib.Path(folder), **given)
+    found["seconds"] = round(time.monotonic() - begun)
+    print(json.dumps(found, indent=1))
+    sys.exit(bool(found["differ"]))
+
+
+if __name__ == "__main__":
+    main()
