@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,9 @@ from jaxface.train import step as steps
 from jaxface.types import Batch, Batches, Result
 
 
-def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
+def train(
+    run: Run, workdir: str | pathlib.Path, *, beat: Callable[[], None] = lambda: None
+) -> steps.TrainState:
     """Train to the end of the config.
 
     A run starts from its own last checkpoint; if it has none, from the weights at
@@ -38,6 +40,7 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
         run: from `assembly.build`.
         workdir: gets config.json, classes.json, metrics.jsonl, events and
             checkpoints.
+        beat: called after every step, as a sign of life.
 
     Raises:
         ValueError: workdir holds a run of another config or other people, or what to
@@ -54,7 +57,7 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
     )
     start, state = _start(run, manager)
     loader = run.loader(start)
-    batches = _batches(run, loader)
+    batches = batches_of(run, loader)
     text = config.dumps(c)
 
     def save(done: int, state: Any, scalars: dict[str, float] | None) -> None:
@@ -69,6 +72,10 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
             metrics=scalars,
             notes={"num_classes": run.source.num_classes},
         )
+
+    def step(state: Any, batch: Batch) -> Any:
+        beat()
+        return run.step(state, batch)
 
     def evaluate(state: Any) -> dict[str, float]:
         return scalars_of(run.evaluate(state.variables))
@@ -89,7 +96,7 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
         try:
             state = loop.run(
                 state,
-                step=run.step,
+                step=step,
                 batches=batches,
                 start=start,
                 total=run.total,
@@ -211,13 +218,18 @@ def _start(run: Run, manager: Any) -> tuple[int, steps.TrainState]:
         start = about["position"] // run.config.data.batch_size
         logging.info("resuming at step %d", start)
         return start, checkpoint.restore(manager, latest, like=run.abstract)
+    return 0, first_state(run)
+
+
+def first_state(run: Run) -> steps.TrainState:
+    """Return the state before any step: from `init.workdir`, or drawn."""
     if not run.config.init.workdir:
-        return 0, run.first_state()
+        return run.first_state()
     with _given(run.config.init) as given:
-        return 0, transfer.first_state(run, given)
+        return transfer.first_state(run, given)
 
 
-def _batches(run: Run, loader: Batches) -> Iterator[Batch]:
+def batches_of(run: Run, loader: Batches) -> Iterator[Batch]:
     """Yield global batches from a loader, with what a teacher says of them."""
     if run.config.distill.cache:
         return run.batches(teacher.recited(run, loader))
