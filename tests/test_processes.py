@@ -101,11 +101,12 @@ def test_who_cannot_join_says_so(given, words):
     assert re.search(words, done.stderr), done.stderr
 
 
-def together(workdir, *flags):
+def together(workdir):
     """Start two processes that would train for hours, once both have taken steps."""
     given = [f"--config={ROOT}/tests/tiny.py", f"--workdir={workdir}"]
     given += ["--config.mesh.cpu_devices=1", "--config.train.length=1000000 steps"]
-    given += ["--peer_timeout=10", "--config.eval.every=1000000 steps", *flags]
+    given += ["--peer_timeout=10", "--config.eval.every=1000000 steps"]
+    given += ["--config.checkpoint.best=", "--config.checkpoint.every=1000000 steps"]
     script = workdir.with_name("script.py")
     script.write_text(CODE)
     line = [sys.executable, "launch/local.py", "-n", "2", "--", str(script), *given]
@@ -113,6 +114,7 @@ def together(workdir, *flags):
     log = workdir / "metrics.jsonl"
     while not (log.exists() and log.stat().st_size) and running.poll() is None:
         time.sleep(0.2)
+    assert running.poll() is None, running.stderr.read()
     return running
 
 
