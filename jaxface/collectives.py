@@ -1,8 +1,8 @@
 """What a compiled program sends between devices, read from its text.
 
-The law: an instruction counts as often as it runs. Parts of one asynchronous
-collective share a channel and count once; the body of a loop counts as many times as
-the compiler knows it turns, and one of unknown length is an error, not a guess.
+The law: an instruction counts as often as it runs. Of the parts of an asynchronous
+collective the first counts; the body of a loop counts as many times as the compiler
+knows it turns, and one of unknown length is an error, not a guess.
 
     found = collectives.read(compiled.as_text())
     sum(c.wire_bytes for c in found)      # sent by each device in one step
@@ -39,7 +39,8 @@ _EITHER = re.compile(r"\b(?:true|false)_computation=%?([\w.-]+)")
 _TURNS = re.compile(r'known_trip_count[^}]*?"?n"?\s*:\s*"?(\d+)')
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)?\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
-_CHANNEL = re.compile(r"channel_id=(\d+)")
+# TPU spreads one over the computations that run meanwhile; its first part says -1.
+_LATER_PART = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
 _COUNT = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
 
 
@@ -89,20 +90,18 @@ def read(text: str) -> list[Collective]:
     """
     bodies, entry = _computations(text)
     everyone = math.prod(int(n) for n in _COUNT.findall(text.partition("\n")[0]))
-    found: dict[object, Collective] = {}
-    for number, (line, times) in enumerate(_run(bodies, entry, 1)):
+    found = []
+    for line, times in _run(bodies, entry, 1):
         made = _collective(line, everyone)
         if made is None or made.group == 1:
             continue
         if times == 0:
             raise ValueError(
-                f"a collective in a loop of unknown length, {line.strip()[:80]!r};"
-                " wanted lax.scan or lax.fori_loop of a fixed length"
+                f"a collective in a loop of unknown length, {line[:80]!r}; wanted"
+                " lax.scan or lax.fori_loop of a fixed length"
             )
-        channel = _CHANNEL.search(line)
-        key = channel.group(1) if channel else number
-        found.setdefault(key, dataclasses.replace(made, times=times))
-    return list(found.values())
+        found.append(dataclasses.replace(made, times=times))
+    return found
 
 
 def size_of(shape: str) -> int:
@@ -165,7 +164,7 @@ def _meetings(lines: list[tuple[str, int]]) -> int:
 
 def _collective(line: str, everyone: int) -> Collective | None:
     match = _LINE.match(line)
-    if not match:
+    if not match or _LATER_PART.search(line):
         return None
     kind, group = match["kind"], _group(line, everyone)
     shapes = [f"{name}[{dims}]" for name, dims in _SHAPE.findall(match["shape"])]
