@@ -26,6 +26,8 @@ from jaxface import assembly, collectives, hardware
 
 _TPUS = ("v4", "v5e", "v5p", "v6e")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+# A stand-in's machine code is never run, so none is polished.
+_QUICK = {"xla_backend_optimization_level": 0}
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -168,7 +170,7 @@ def make(c: ml_collections.ConfigDict, where: Topology) -> Plan:
     }
     lowered = run.step.lower(run.abstract, _batch(run))
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(_QUICK if where.stand_in else None)
     except jax.errors.JaxRuntimeError as error:
         used = _USED.search(str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not used:

@@ -34,7 +34,7 @@ _TOPOLOGY = flags.DEFINE_list(
     "topology", [], "Devices to plan it for, as v5e:8x8, h100:64 or cpu:8."
 )
 _PER_DEVICE = flags.DEFINE_integer(
-    "per_device", 0, "Images of each device in a plan; 0: config.data.batch_size of all."
+    "per_device", 0, "Images of each device in a plan; 0: data.batch_size of all."
 )
 _TABLE = flags.DEFINE_bool("table", False, "Print plans as rows of one table.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")

@@ -65,7 +65,7 @@ def test_what_is_said_names_parts_and_stand_ins(made):
 
 def test_a_program_too_large_is_a_plan_that_says_so(monkeypatch, made):
     class Lowered:
-        def compile(self):
+        def compile(self, options):
             raise jax.errors.JaxRuntimeError(
                 "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory"
                 " in memory space hbm. Used 42.50G of 15.75G hbm. Exceeded by 26.75G."
