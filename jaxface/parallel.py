@@ -295,7 +295,7 @@ def start(
                 " --coordinator=HOST:PORT of process 0, or auto"
             )
         return
-    told = {
+    told: dict[str, Any] = {
         "initialization_timeout": join_seconds,
         "heartbeat_timeout_seconds": peer_seconds,
     }

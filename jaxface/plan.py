@@ -161,14 +161,15 @@ def make(c: ml_collections.ConfigDict, where: Topology) -> Plan:
             "a step with a teacher cannot be planned; set distill.workdir and"
             ' distill.cache to "" and leave its losses out'
         )
-    common = {
+    step: Any = run.step
+    common: dict[str, Any] = {
         "topology": where,
         "dtype": c.model.dtype,
         "batch": c.data.batch_size,
         "classes": run.source.num_classes,
         "state": _bytes_of(run.abstract),
     }
-    lowered = run.step.lower(run.abstract, _batch(run))
+    lowered = step.lower(run.abstract, _batch(run))
     try:
         compiled = lowered.compile(_QUICK if where.stand_in else None)
     except jax.errors.JaxRuntimeError as error:
@@ -281,6 +282,7 @@ def _batch(run: assembly.Run) -> dict[str, jax.ShapeDtypeStruct]:
     count = run.config.data.batch_size
     split = NamedSharding(run.mesh, P(assembly.AXIS))
     dtypes = {"label": jnp.int32, "example": jnp.uint32, "position": jnp.uint32}
+    shapes: dict[str, tuple[tuple[int, ...], Any]]
     shapes = {name: ((count,), dtype) for name, dtype in dtypes.items()}
     shapes["image"] = ((count, *run.shape), jnp.float32)
     return {

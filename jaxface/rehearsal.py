@@ -59,7 +59,7 @@ def take(run: Run) -> Found:
         ValueError: whatever does not fit; see `assembly.build`.
     """
     state = experiment.first_state(run)
-    sizes = [_count(state.params), _count(state.head)]
+    parameters, head = _count(state.params), _count(state.head)
     loader = run.loader(0)
     losses, seconds = [], []
     try:
@@ -82,15 +82,16 @@ def take(run: Run) -> Found:
         )
     device = run.mesh.devices.flat[0]
     return Found(
-        len(run.source),
-        run.source.num_classes,
-        run.total,
-        f"{run.mesh.size} x {device.device_kind}",
-        *sizes,
-        compiled if memory else compiled + seconds[0],
-        seconds[-1],
-        memory,
-        tuple(losses),
+        images=len(run.source),
+        classes=run.source.num_classes,
+        steps=run.total,
+        devices=f"{run.mesh.size} x {device.device_kind}",
+        parameters=parameters,
+        head=head,
+        compile_seconds=compiled if memory else compiled + seconds[0],
+        step_seconds=seconds[-1],
+        memory=memory,
+        losses=tuple(losses),
     )
 
 
@@ -119,7 +120,8 @@ def text(found: Found) -> str:
 def _compiled(run: Run, state: Any, batch: Any) -> tuple[Any, tuple[int, int] | None]:
     if run.config.mesh.how == "pmap":
         return run.step, None
-    compiled = run.step.lower(state, batch).compile()
+    step: Any = run.step
+    compiled = step.lower(state, batch).compile()
     plan = compiled.memory_analysis()
     return compiled, (plan.argument_size_in_bytes, plan.temp_size_in_bytes)
 
