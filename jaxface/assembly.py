@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -379,12 +379,19 @@ class Run:
         )
 
 
-def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
+def build(
+    c: ml_collections.ConfigDict,
+    *,
+    for_training: bool = True,
+    devices: Sequence[jax.Device] | None = None,
+) -> Run:
     """Resolve and check a whole config; the first device work is the mesh.
 
     Args:
         c: the config.
         for_training: False leaves out all that needs the training images.
+        devices: what to choose from, `jax.devices()` by default; to compile for such
+            as are not here, see `plan`.
 
     Raises:
         KeyError: an unknown model, loss, margin, op, source, ... with the nearest.
@@ -399,7 +406,7 @@ def build(c: ml_collections.ConfigDict, *, for_training: bool = True) -> Run:
         eval_pipeline=ops.parse(c.data.eval_ops),
         evaluators=found,
         skipped=skipped,
-        mesh=_make_mesh(c),
+        mesh=_make_mesh(c, jax.devices() if devices is None else devices),
         make_model=_bound(models, c.model.name, kind="model", default="Model"),
         make_order=_member(samplers, c.data.sampler, kind="sampler"),
         make_loss=_bound(losses, c.loss.name, kind="loss", default="Loss"),
@@ -512,8 +519,7 @@ def _member(module: Any, line: str, *, kind: str) -> Any:
     return spec.bind(spec.member(module, call, kind=kind), call)
 
 
-def _make_mesh(c: ml_collections.ConfigDict) -> Mesh:
-    devices = jax.devices()
+def _make_mesh(c: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
     n = c.mesh.devices or len(devices)
     if n > len(devices):
         raise ValueError(f"mesh.devices is {n}; this machine has {len(devices)}")

@@ -9,6 +9,8 @@ early, saved, exits with 75: start it again.
 
 from __future__ import annotations
 
+import logging as standard
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -41,16 +43,32 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     """Show what jaxface logs, and of other libraries only warnings.
 
     Orbax tells of every file it touches, as information and as warnings alike.
+
+    Args:
+        level: absl's; less important lines are not shown.
     """
-    logging.set_verbosity(level)
+    logging.set_verbosity(logging.INFO)  # a log of its own may want more
     logging.set_stderrthreshold(level)
+    least = logging.converter.absl_to_standard(level)
+    handler = logging.get_absl_handler()
+    handler.addFilter(_wanted)
+    handler.addFilter(lambda record: record.levelno >= least)
 
-    def wanted(record: Any) -> bool:
-        if "orbax" in record.pathname:
-            return record.levelno >= _ERROR
-        return record.levelno >= _WARNING or "jaxface" in record.pathname
 
-    logging.get_absl_handler().addFilter(wanted)
+def log_to_file(path: pathlib.Path) -> None:
+    """Append all that jaxface logs to a file too, made with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = standard.FileHandler(path)
+    handler.setFormatter(logging.get_absl_handler().formatter)
+    handler.addFilter(_wanted)
+    logging.get_absl_logger().addHandler(handler)
+    standard.getLogger().addHandler(handler)
+
+
+def _wanted(record: Any) -> bool:
+    if "orbax" in record.pathname:
+        return record.levelno >= standard.ERROR
+    return record.levelno >= standard.WARNING or "jaxface" in record.pathname
 
 
 def _parse(argv: list[str]) -> list[str]:

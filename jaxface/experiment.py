@@ -16,7 +16,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,7 +33,9 @@ from jaxface.train import step as steps
 from jaxface.types import Batch, Batches, Result, Source
 
 
-def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
+def train(
+    run: Run, workdir: str | pathlib.Path, *, beat: Callable[[], None] = lambda: None
+) -> steps.TrainState:
     """Train to the end of the config, or until a signal ends it earlier.
 
     A run starts from its own last whole checkpoint; if it has none, from the weights
@@ -43,6 +45,7 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
         run: from `assembly.build`.
         workdir: gets config.json, classes.json, metrics.jsonl, events and
             checkpoints.
+        beat: called after every step, as a sign of life.
 
     Returns:
         The last state, which is saved: its step is below `run.total` after a signal.
@@ -67,7 +70,7 @@ def train(run: Run, workdir: str | pathlib.Path) -> steps.TrainState:
     with loop.stop_on_signals() as stop:
         while True:
             try:
-                state = _train_on(run, workdir, saver, start, state, stop)
+                state = _train_on(run, workdir, saver, start, state, stop, beat)
                 break
             except monitor.NonFiniteLossError as error:
                 if error.rollbacks >= run.policy.times:
@@ -87,10 +90,12 @@ def _train_on(
     start: int,
     state: steps.TrainState,
     stop: threading.Event,
+    beat: Callable[[], None],
 ) -> steps.TrainState:
     """Train from a step to the end, a signal or a loss that is lost."""
     c = run.config
     loader = run.loader(start)
+    batches = batches_of(run, loader)
     text = config.dumps(c)
 
     def save(done: int, state: Any, scalars: dict[str, float] | None) -> None:
@@ -104,6 +109,10 @@ def _train_on(
             metrics=scalars,
             notes={"num_classes": run.source.num_classes, "faults": notes},
         )
+
+    def step(state: Any, batch: Batch) -> Any:
+        beat()
+        return run.step(state, batch)
 
     def evaluate(state: Any) -> dict[str, float]:
         return _with_best(
@@ -124,8 +133,8 @@ def _train_on(
         ) as log:
             return loop.run(
                 state,
-                step=run.step,
-                batches=_batches(run, loader),
+                step=step,
+                batches=batches,
                 start=start,
                 total=run.total,
                 monitor=log,
@@ -294,7 +303,7 @@ def _start(run: Run, manager: Any) -> tuple[int, steps.TrainState]:
     """Return (updates done, state): resumed, from given weights, or drawn."""
     latest = _newest(manager)
     if latest is None:
-        return _begun(run)
+        return 0, first_state(run)
     start = checkpoint.about(manager, latest)["position"] // run.config.data.batch_size
     logging.info("resuming at step %d", start)
     return start, _resumed(run, manager, latest)
@@ -309,12 +318,12 @@ def _newest(manager: Any) -> int | None:
     return latest
 
 
-def _begun(run: Run) -> tuple[int, steps.TrainState]:
-    """Return (0, state), from given weights or drawn."""
+def first_state(run: Run) -> steps.TrainState:
+    """Return the state before any step: from `init.workdir`, or drawn."""
     if not run.config.init.workdir:
-        return 0, run.first_state()
+        return run.first_state()
     with _given(run.config.init) as given:
-        return 0, transfer.first_state(run, given)
+        return transfer.first_state(run, given)
 
 
 def _resumed(run: Run, manager: Any, step: int) -> steps.TrainState:
@@ -338,7 +347,8 @@ def _rolled_back(
         if not checkpoint.about(manager, good).get("faults", {}).get("in_row"):
             break
         manager.delete(good)
-    start, state = _begun(run) if good is None else (good, _resumed(run, manager, good))
+    start = good or 0
+    state = first_state(run) if good is None else _resumed(run, manager, good)
     counts = {k: int(v) for k, v in state.faults.items()}
     counts |= {"rollbacks": error.rollbacks + 1}
     logging.error(
@@ -375,7 +385,7 @@ def _boards(
     return boards
 
 
-def _batches(run: Run, loader: Batches) -> Iterator[Batch]:
+def batches_of(run: Run, loader: Batches) -> Iterator[Batch]:
     """Yield global batches from a loader, with what a teacher says of them."""
     if run.config.distill.cache:
         return run.batches(teacher.recited(run, loader))

@@ -262,17 +262,58 @@ def gather(x: jax.Array, axis: Axis) -> jax.Array:
 
 
 def start(
-    *, cpu_devices: int = 0, coordinator: str = "", processes: int = 1, process: int = 0
+    *,
+    cpu_devices: int = 0,
+    coordinator: str = "",
+    processes: int = 1,
+    process: int = 0,
+    join_seconds: int = 300,
+    peer_seconds: int = 100,
 ) -> None:
     """Set up devices and processes; call it before anything touches a device.
 
     Args:
         cpu_devices: split the CPU into so many devices; 0 leaves it whole.
-        coordinator: "host:port" of process 0, empty for a single process.
+        coordinator: "host:port" of process 0; "auto" where the cluster tells all
+            (TPU VMs, GKE, SLURM, Open MPI); empty for a single process.
         processes: how many processes the run has.
         process: which of them this is.
+        join_seconds: how long to wait for the others at the start.
+        peer_seconds: a process that is silent for so long is taken for dead, and all
+            the others are ended.
+
+    Raises:
+        ValueError: "auto" where no cluster is known, or a process that is none.
+        ConnectionError: the others did not come.
     """
     if cpu_devices:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
-    if coordinator:
-        jax.distributed.initialize(coordinator, processes, process)
+    if not coordinator:
+        if processes != 1 or process != 0:
+            raise ValueError(
+                f"process {process} of {processes} without a coordinator; wanted"
+                " --coordinator=HOST:PORT of process 0, or auto"
+            )
+        return
+    told: dict[str, Any] = {
+        "initialization_timeout": join_seconds,
+        "heartbeat_timeout_seconds": peer_seconds,
+    }
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize(**told)
+        else:
+            jax.distributed.initialize(coordinator, processes, process, **told)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConnectionError(
+            f"process {process} of {processes} and the others at {coordinator} did"
+            f" not meet within {join_seconds} s; start all of them, with the same"
+            f" --coordinator, and see that its port is open: {error}"
+        ) from None
+    except ValueError as error:
+        if coordinator != "auto":
+            raise
+        raise ValueError(
+            f"--coordinator=auto, and no TPU VM, GKE, SLURM or Open MPI is seen here"
+            f" ({error}); give --coordinator=HOST:PORT --processes=N --process=I"
+        ) from None

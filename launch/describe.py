@@ -1,18 +1,22 @@
-"""Print what a network costs: a table of its layers, and totals for one image.
+"""Print what a network costs, layer by layer, or what a run would take elsewhere.
 
     python launch/describe.py --model=iresnet.r50
     python launch/describe.py --model="mobilefacenet(scale=2)" --size=128 --nomemory
+    python launch/describe.py --config=configs/quickstart.py --topology=v5e:2x4
+    python launch/describe.py --config=... --topology=h100:8,h100:64 --table
 
-Nothing is trained or loaded; `--nomemory` does not even compile. See jaxface/describe.
+Nothing is trained or loaded; `--nomemory` does not even compile. See jaxface/describe
+for networks, jaxface/plan for runs.
 """
 
 import dataclasses
 import json
 
 import jax
-from absl import flags
+from absl import flags, logging
+from ml_collections import config_flags
 
-from jaxface import cli, describe, models, spec
+from jaxface import cli, describe, models, parallel, plan, spec
 
 _MODEL = flags.DEFINE_string("model", None, "As in config.model.name.")
 _SIZE = flags.DEFINE_list(
@@ -25,12 +29,43 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16", "float16"], "What it computes in."
 )
 _MEMORY = flags.DEFINE_bool("memory", True, "Compile, to tell the memory it takes.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe: plan its step.")
+_TOPOLOGY = flags.DEFINE_list(
+    "topology", [], "Devices to plan it for, as v5e:8x8, h100:64 or cpu:8."
+)
+_PER_DEVICE = flags.DEFINE_integer(
+    "per_device", 0, "Images of each device in a plan; 0: data.batch_size of all."
+)
+_TABLE = flags.DEFINE_bool("table", False, "Print plans as rows of one table.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
 
 
 def main() -> None:
     """Trace, ask XLA, print."""
-    cli.log_to_stderr()
+    cli.log_to_stderr(logging.WARNING)
+    if _CONFIG.value is None:
+        network()
+    else:
+        step()
+
+
+def step() -> None:
+    """Plan a config's step for each topology."""
+    jax.config.update("jax_platforms", "cpu")  # libtpu, where it is, seeks no chips
+    parallel.start(cpu_devices=max(map(plan.cpu_devices, _TOPOLOGY.value)))
+    if _TABLE.value:
+        print(plan.HEAD)
+    for name in _TOPOLOGY.value:
+        where, c = plan.topology(name), _CONFIG.value
+        if _PER_DEVICE.value:
+            c.data.batch_size = _PER_DEVICE.value * len(where.devices)
+            c.eval.batch_size = c.data.batch_size
+        found = plan.make(c, where)
+        print(plan.row(found) if _TABLE.value else plan.text(found), flush=True)
+
+
+def network() -> None:
+    """Describe a network, layer by layer."""
     call = spec.parse_one(_MODEL.value)
     make = spec.module(models, call, kind="model", default="Model")
     model = spec.bind(make, call, {"dtype": _DTYPE.value})()
@@ -104,6 +139,15 @@ def summary(totals: dict) -> list[tuple[str, float, str]]:
     ]
 
 
+def check(values: dict) -> bool:
+    """Tell whether one of the two questions is asked."""
+    return bool(values["model"]) != bool(values["config"] and values["topology"])
+
+
 if __name__ == "__main__":
-    flags.mark_flag_as_required("model")
+    flags.register_multi_flags_validator(
+        ["model", "config", "topology"],
+        check,
+        "wanted --model=..., or --config=... with --topology=...",
+    )
     cli.run(main)

@@ -2,9 +2,10 @@
 
     python launch/local.py -n 2 -- launch/train.py --config=... --workdir=/tmp/run
 
-Ctrl-C and SIGTERM reach all of them; when one fails, the others are stopped and the
-first failure's exit code is returned. 75, where a signal ended the run early and it was
-saved, is no failure: the others get there too.
+Ctrl-C and SIGTERM reach all of them. When one fails, the others have --grace seconds to
+end by themselves, as they do when they notice; then they are killed. The exit code is
+that of the first to fail, 128 + n where signal n ended it. 75, where a signal ended the
+run early and it was saved, is no failure: the others get there too.
 """
 
 import argparse
@@ -21,6 +22,7 @@ def main() -> int:
     """Start the processes and wait for them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=2, help="how many processes")
+    parser.add_argument("--grace", type=float, default=60.0, help="seconds, see above")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- script flags")
     given = parser.parse_args()
     command = [part for part in given.command if part != "--"]
@@ -36,7 +38,7 @@ def main() -> int:
     ]
     signal.signal(signal.SIGTERM, lambda *_: forward(running, signal.SIGTERM))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all of them
-    return wait(running)
+    return wait(running, grace=given.grace)
 
 
 def forward(running: list[subprocess.Popen[bytes]], number: int) -> None:
@@ -46,17 +48,44 @@ def forward(running: list[subprocess.Popen[bytes]], number: int) -> None:
             process.send_signal(number)
 
 
-def wait(running: list[subprocess.Popen[bytes]]) -> int:
-    """Return 0 or 75 when all end so, or the first failure, ending the others."""
-    while True:
-        codes = [process.poll() for process in running]
-        failed = [code for code in codes if code and code != STOPPED]
-        if failed:
-            forward(running, signal.SIGTERM)
-            return abs(failed[0])
-        if None not in codes:
-            return max(code or 0 for code in codes)
+def wait(running: list[subprocess.Popen[bytes]], *, grace: float) -> int:
+    """Return 0 or 75 when all end so, or the first failure, when the others ended."""
+    while not any(map(failed, codes(running))):
+        if None not in codes(running):
+            return max(code or 0 for code in codes(running))
         time.sleep(0.1)
+    first = next(i for i, code in enumerate(codes(running)) if failed(code))
+    say(first, running[first].returncode, "the first to end")
+    deadline = time.monotonic() + grace
+    while None in codes(running) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for i, process in enumerate(running):
+        if process.poll() is None:
+            process.kill()
+            say(i, process.wait(), f"killed after {grace:g} s of grace")
+        elif process.returncode and i != first:
+            say(i, process.returncode, "after it")
+    return shell_code(running[first].returncode)
+
+
+def failed(code: int | None) -> bool:
+    """Tell whether a process ended otherwise than it may."""
+    return code not in (None, 0, STOPPED)
+
+
+def codes(running: list[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Return the exit codes, None of those that run."""
+    return [process.poll() for process in running]
+
+
+def say(i: int, code: int, how: str) -> None:
+    """Tell how a process ended."""
+    print(f"local: process {i} ended with {shell_code(code)}, {how}", file=sys.stderr)
+
+
+def shell_code(code: int) -> int:
+    """Return an exit code as shells count it: 128 + n for signal n."""
+    return 128 - code if code < 0 else code
 
 
 if __name__ == "__main__":

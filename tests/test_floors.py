@@ -23,6 +23,9 @@ FLOORS = {
     "models": 1,
     "losses": 1,
     "parallel": 1,
+    "processes": 1,
+    "collectives": 0,
+    "hardware": 0,
     "page": 1,
     "lora": 1,
     "subcenters": 1,
@@ -54,6 +57,8 @@ FLOORS = {
     "transfer": 4,
     "teacher": 4,
     "experiment": 4,
+    "plan": 4,
+    "rehearsal": 4,
 }
 # `data` is a floor of its own: it may use 0 and itself only.
 LIMITS = {"data": 0}

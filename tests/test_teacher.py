@@ -58,7 +58,7 @@ def own(tmp_path_factory):
 def first_batch(c):
     run = assembly.build(c)
     with contextlib.closing(run.loader(0)) as loader:
-        return next(experiment._batches(run, loader))
+        return next(experiment.batches_of(run, loader))
 
 
 def embedded(workdir):

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# One run on a Cloud TPU slice, from creating it to deleting it:
+#
+#   export TPU_NAME=faces TPU_ZONE=us-west4-a TPU_TYPE=v5litepod-64
+#   bash launch/tpu_vm.sh create            # spot; TPU_SPOT= for on demand
+#   bash launch/tpu_vm.sh setup             # copies this folder, installs it
+#   bash launch/tpu_vm.sh run --config=configs/quickstart.py --workdir=/mnt/faces/run
+#   bash launch/tpu_vm.sh tail /mnt/faces/run
+#   bash launch/tpu_vm.sh resume --config=... --workdir=...   # until it ends well
+#   bash launch/tpu_vm.sh delete
+#
+# --dry-run as the first word prints the commands instead of running them.
+# WORKDIR is a folder that all workers see, such as a mounted bucket or Filestore.
+# Needs gcloud; TPU_PROJECT names another project than gcloud's own.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TPU_SPOT=${TPU_SPOT---spot}
+TPU_VERSION=${TPU_VERSION:-v2-alpha-tpuv5-lite}
+TPU_TRIES=${TPU_TRIES:-20} # how often resume starts it
+HOME_THERE=jaxface         # a folder in the home of every worker
+
+fail() {
+  echo "tpu_vm.sh: $*" >&2
+  exit 1
+}
+
+dry=
+if [ "${1:-}" = --dry-run ]; then
+  dry=1
+  shift
+fi
+[ $# -gt 0 ] || fail "wanted create, setup, run, tail, resume or delete"
+for name in TPU_NAME TPU_ZONE TPU_TYPE; do
+  [ -n "${!name:-}" ] || fail "$name is not set; see the head of this file"
+done
+where=(--zone="$TPU_ZONE" ${TPU_PROJECT:+--project="$TPU_PROJECT"})
+
+# Runs a command, or prints it so that a shell would read the same words again.
+do_it() {
+  if [ -n "$dry" ]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+gcloud_tpu() {
+  do_it gcloud compute tpus tpu-vm "$@" "${where[@]}"
+}
+
+# Runs one line of shell on all workers, or on those that the first word names.
+there() {
+  gcloud_tpu ssh "$TPU_NAME" --worker="$1" --command="$2"
+}
+
+create() {
+  gcloud_tpu create "$TPU_NAME" --accelerator-type="$TPU_TYPE" \
+    --version="$TPU_VERSION" ${TPU_SPOT:+"$TPU_SPOT"}
+}
+
+setup() {
+  do_it git archive --format=tar.gz --output=jaxface.tar.gz HEAD
+  gcloud_tpu scp jaxface.tar.gz "$TPU_NAME:jaxface.tar.gz" --worker=all
+  there all "mkdir -p $HOME_THERE && tar xzf jaxface.tar.gz -C $HOME_THERE && cd $HOME_THERE && JAXFACE_EXTRAS=tpu bash -euc 'source launch/env.sh'"
+}
+
+run() {
+  there all "cd $HOME_THERE && .venv/bin/python launch/train.py --coordinator=auto$(printf ' %q' "$@")"
+}
+
+delete() {
+  gcloud_tpu delete "$TPU_NAME" --quiet
+}
+
+# Ends when the run has ended well; makes a new slice when the old one was taken away.
+resume() {
+  local state try
+  for ((try = 1; try <= TPU_TRIES; try++)); do
+    if run "$@" && [ -z "$dry" ]; then
+      return
+    fi
+    echo "tpu_vm.sh: start $try of $TPU_TRIES did not end well" >&2
+    state=$(gcloud_tpu describe "$TPU_NAME" --format='value(state)' || echo gone)
+    if [ "$state" != READY ]; then
+      [ -z "$dry" ] || echo "$state"
+      delete || true
+      create
+      setup
+    fi
+    [ -z "$dry" ] || return 0 # what one round does
+    sleep "${TPU_WAIT:-10}"
+  done
+  fail "the run failed $TPU_TRIES times; see WORKDIR/logs"
+}
+
+verb=$1
+shift
+case "$verb" in
+  create | setup | run | resume | delete) "$verb" "$@" ;;
+  tail) there 0 "tail -n 50 -F$(printf ' %q' "${1:?the workdir}")/logs/process-0.log" ;;
+  *) fail "'$verb' is unknown; wanted create, setup, run, tail, resume or delete" ;;
+esac
