@@ -328,14 +328,14 @@ def first_state(run: Run) -> steps.TrainState:
 
 def _resumed(run: Run, manager: Any, step: int) -> steps.TrainState:
     """Restore a state; what this run's policy counts and that run's did not is zero."""
-    saved = checkpoint.about(manager, step).get("faults", {})
+    saved = checkpoint.about(manager, step).get("faults")  # None: an earlier version
     like = run.abstract
-    if saved.keys() == like.faults.keys():
+    if saved is not None and saved.keys() == like.faults.keys():
         return checkpoint.restore(manager, step, like=like)
     fields = {f.name: getattr(like, f.name) for f in dataclasses.fields(like)}
     faults = fields.pop("faults")
     kept = checkpoint.restore(manager, step, like=fields, part=True)
-    return steps.TrainState(**kept, faults=_counts(faults, saved))
+    return steps.TrainState(**kept, faults=_counts(faults, saved or {}))
 
 
 def _rolled_back(

@@ -247,3 +247,15 @@ def test_a_run_that_stopped_goes_on_with_another_policy(tmp_path, spoilt):
     assert int(state.faults["skipped"]) == 1
     with checkpoint.open_manager(tmp_path / "checkpoints", create=False) as manager:
         assert checkpoint.about(manager, 12)["faults"] == {"skipped": 1, "in_row": 0}
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    run = run_of("stop", 2)
+    first = run.first_state()
+    names = {f.name for f in dataclasses.fields(first)} - {"faults"}
+    tree = {name: getattr(first, name) for name in names}
+    facts = {"position": 0, "shape": run.shape, "config_text": "{}"}
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        checkpoint.save(manager, 0, tree, **facts)
+        checkpoint.settle(manager)
+    assert experiment.train(run, tmp_path).step == 2

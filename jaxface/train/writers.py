@@ -17,6 +17,7 @@ import os
 import pathlib
 import struct
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -211,7 +212,7 @@ class Wandb:
         known = workdir / "wandb.id"
         if not known.exists():
             half = known.with_suffix(".tmp")
-            half.write_text(wandb.util.generate_id())
+            half.write_text(uuid.uuid4().hex[:8])
             half.replace(known)
         self._run = wandb.init(
             project=project,
