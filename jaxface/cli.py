@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags, logging
+from absl.logging import converter
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error came from.")
 _MENDABLE = (KeyError, ValueError, OSError, FloatingPointError, ImportError)
@@ -49,7 +50,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     """
     logging.set_verbosity(logging.INFO)  # a log of its own may want more
     logging.set_stderrthreshold(level)
-    least = logging.converter.absl_to_standard(level)
+    least = converter.absl_to_standard(level)
     handler = logging.get_absl_handler()
     handler.addFilter(_wanted)
     handler.addFilter(lambda record: record.levelno >= least)

@@ -16,13 +16,14 @@ import re
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 
 import jax
 from absl import logging
 
 AGAIN = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the run, start it again
+# What a user can mend is told without a traceback, as in `cli`.
+_MENDABLE = (KeyError, ValueError, OSError, FloatingPointError, ImportError)
 
 # What the libraries under a collective say of the other side.
 _PEER = re.compile(
@@ -61,6 +62,7 @@ def together(
         except Exception as error:
             if alone:
                 raise
+            # Whatever it is: a traceback of ours must not keep the others waiting.
             leave(_told(error))
 
 
@@ -75,8 +77,13 @@ def _told(error: Exception) -> int:
         )
         code = AGAIN
     else:
-        logging.error("%s failed, and the others end: %s", who, error)
-        logging.debug("%s", traceback.format_exc())
+        ours = not isinstance(error, _MENDABLE)
+        logging.error(
+            "%s failed, and the others end: %s",
+            who,
+            error,
+            exc_info=error if ours else None,
+        )
         code = 1
     logging.flush()
     sys.stderr.flush()

@@ -109,7 +109,8 @@ def together(workdir):
     given += ["--config.checkpoint.best=", "--config.checkpoint.every=1000000 steps"]
     script = workdir.with_name("script.py")
     script.write_text(CODE)
-    line = [sys.executable, "launch/local.py", "-n", "2", "--", str(script), *given]
+    line = [sys.executable, "launch/local.py", "-n", "2", "--grace=20", "--"]
+    line += [str(script), *given]
     running = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     log = workdir / "metrics.jsonl"
     while not (log.exists() and log.stat().st_size) and running.poll() is None:
