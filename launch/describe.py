@@ -11,6 +11,7 @@ for networks, jaxface/plan for runs.
 
 import dataclasses
 import json
+import os
 
 import jax
 from absl import flags, logging
@@ -52,6 +53,7 @@ def main() -> None:
 def step() -> None:
     """Plan a config's step for each topology."""
     jax.config.update("jax_platforms", "cpu")  # libtpu, where it is, seeks no chips
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # and no metadata server
     parallel.start(cpu_devices=max(map(plan.cpu_devices, _TOPOLOGY.value)))
     if _TABLE.value:
         print(plan.HEAD)
