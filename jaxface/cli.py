@@ -20,7 +20,6 @@ from absl.logging import converter
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error came from.")
 _MENDABLE = (KeyError, ValueError, OSError, FloatingPointError, ImportError)
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 _WARNING, _ERROR = 30, 40  # the levels of Python's own logging
 
 

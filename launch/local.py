@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-STOPPED = 75  # as jaxface.cli has it, which would be slow to import
+AGAIN = 75  # as jaxface.processes has it, which would be slow to import
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def wait(running: list[subprocess.Popen[bytes]], *, grace: float) -> int:
 
 def failed(code: int | None) -> bool:
     """Tell whether a process ended otherwise than it may."""
-    return code not in (None, 0, STOPPED)
+    return code not in (None, 0, AGAIN)
 
 
 def codes(running: list[subprocess.Popen[bytes]]) -> list[int | None]:

@@ -66,7 +66,7 @@ def main() -> None:
             return
         state = experiment.train(run, _WORKDIR.value, beat=beat)
     if state.step < run.total:
-        sys.exit(cli.STOPPED)
+        sys.exit(processes.AGAIN)
 
 
 def check(values: dict) -> bool:
