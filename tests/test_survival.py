@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxface import assembly, checkpoint, cli, experiment
+from jaxface import assembly, checkpoint, experiment, processes
 from jaxface.train import loop, saver
 
 # Orbax's own thread tells of its error too.
@@ -187,7 +187,7 @@ def test_a_stopped_run_says_so_by_its_exit_code(tmp_path):
     )
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, cwd=chaos.ROOT, capture_output=True, text=True)
-    assert done.returncode == cli.STOPPED == 75, done.stderr[-2000:]
+    assert done.returncode == processes.AGAIN == 75, done.stderr[-2000:]
     assert "stopped by a signal after step 7" in done.stderr
     assert whole_steps(tmp_path) == [5, 7]
 
