@@ -1,18 +1,17 @@
 """PyTorch's train step of the same network, head and optimizer, at its best.
 
 Law: it is what a PyTorch user would write, in whichever memory format, compiled or not
-and on however many threads it is fastest here: `steps` gives every way, `bench_step`
+and on however many threads it is fastest here: `steps` gives the ways, `bench_step`
 keeps the best. Networks are the tests' twins, with the layers of arcface_torch.
 
-    ways = steps("iresnet.r18", data, classes=1000)
+    ways = steps("iresnet.r18", data, classes=1000, m=0.2, scale=24.0, lr=1e-3,
+                 compiled=False, threads=2)
     ways["torch: channels last, eager, 2 threads"]()      # a step, until it is done
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -26,9 +25,17 @@ TWINS = pathlib.Path(__file__).parent.parent / "tests"
 
 
 def steps(
-    line: str, data: types.Batch, *, classes: int, m: float, scale: float, lr: float
+    line: str,
+    data: types.Batch,
+    *,
+    classes: int,
+    m: float,
+    scale: float,
+    lr: float,
+    compiled: bool,
+    threads: int,
 ) -> dict[str, Callable[[], float]]:
-    """Return train steps by the way they are run, each of which goes on from its last.
+    """Return train steps by the memory format, each of which goes on from its last.
 
     Args:
         line: a network of ours that has a twin, such as "iresnet.r50".
@@ -37,6 +44,8 @@ def steps(
         m: CosFace's margin.
         scale: of the logits.
         lr: learning rate of SGD with momentum 0.9 and weight decay 5e-4.
+        compiled: by torch.compile, which takes minutes for a large network.
+        threads: how many.
 
     Raises:
         ImportError: PyTorch is not installed.
@@ -51,23 +60,21 @@ def steps(
     make = networks(data["image"].shape[1])
     if line not in make:
         raise ValueError(f"--vs=torch has no twin of {line}; it has {', '.join(make)}")
-    threads = sorted({1, len(os.sched_getaffinity(0))})
-    found: dict[str, Callable[[], float]] = {}
-    for last, compiled, n in itertools.product((False, True), (False, True), threads):
-        way = "channels last" if last else "channels first"
-        name = f"torch: {way}, {'compiled' if compiled else 'eager'}, {n} threads"
-        found[name] = _Step(
+    how = "compiled" if compiled else "eager"
+    return {
+        f"torch: channels {way}, {how}, {threads} threads": _Step(
             torch,
             make[line](),
             data,
             classes=classes,
             loss=functools.partial(cosface, torch, m=m, scale=scale),
             lr=lr,
-            last=last,
+            last=way == "last",
             compiled=compiled,
-            threads=n,
+            threads=threads,
         )
-    return found
+        for way in ("first", "last")
+    }
 
 
 def networks(size: int) -> dict[str, Callable[[], Any]]:

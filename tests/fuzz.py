@@ -38,7 +38,10 @@ from array_record.python import array_record_module
 from jaxface.data import ops, prepared, stream
 from jaxface.data.sources import (
     array_record,
+    by_attribute,
     folder,
+    ijb,
+    ijb_search,
     lists,
     lmdb_records,
     merged,
@@ -47,8 +50,10 @@ from jaxface.data.sources import (
     pairs_lines,
     pairs_npz,
     pairs_txt,
+    pairs_where,
     parquet,
     recordio,
+    rfw,
     templates,
     tfds,
     tfrecord,
@@ -401,9 +406,74 @@ def use_templates(root: pathlib.Path) -> Iterator[str]:
     yield from ()
 
 
+def make_attributes(root: pathlib.Path) -> None:
+    make_list(root)
+    (root / "x.csv").write_text("# mask\nann,on\nbob,on\ncy,on\ncy/cy_0002.jpg,off\n")
+
+
+def use_attributes(root: pathlib.Path) -> Iterator[str]:
+    pairs = pairs_txt.pairs(root / "pairs.txt", root=root)
+    found = by_attribute.groups(pairs, path=root / "x.csv")
+    assert found.group.shape == found.pairs.same.shape
+    assert -1 <= found.group.min() <= found.group.max() < len(found.names)
+    yield from compared(found.pairs)
+
+
+def use_where(root: pathlib.Path) -> Iterator[str]:
+    pairs = pairs_txt.pairs(root / "pairs.txt", root=root)
+    yield from compared(pairs_where.pairs(pairs, path=root / "x.csv", both="on"))
+
+
+def make_rfw(root: pathlib.Path) -> None:
+    for name in rfw.NAMES:
+        (root / "data" / name).mkdir(parents=True)
+        (root / "txts" / name).mkdir(parents=True)
+        make_list(root / "data" / name)
+        lines = (root / "data" / name / "pairs.txt").read_text().split("\n", 1)[1]
+        (root / "txts" / name / f"{name}_pairs.txt").write_text(lines)
+
+
+def use_rfw(root: pathlib.Path) -> Iterator[str]:
+    yield from compared(rfw.groups(root, folds=1).pairs)
+
+
+def make_ijb(root: pathlib.Path) -> None:
+    make_templates(root)
+    (root / "loose_crop").mkdir()
+    for name in "abc":
+        (root / "loose_crop" / f"{name}.jpg").write_bytes(b"x")
+    for name, rows in (("gallery_G1", "7,1"), ("gallery_G2", "8,2"),
+                       ("probe_mixed", "7,1\n8,2")):  # fmt: skip
+        text = f"TEMPLATE_ID,SUBJECT_ID,FILENAME\n{rows}\n"
+        (root / "meta" / f"x_1N_{name}.csv").write_text(text)
+
+
+def use_ijb(root: pathlib.Path) -> Iterator[str]:
+    found = ijb.pairs(root, prefix="x")
+    pooled(found.templates)
+    assert max(found.left.max(), found.right.max()) < len(found.templates.person)
+    yield from ()
+
+
+def use_ijb_search(root: pathlib.Path) -> Iterator[str]:
+    found = ijb_search.search(root, prefix="x")
+    pooled(found.templates)
+    for enrolled, probes in found.trials:
+        assert max(enrolled.max(), probes.max()) < len(found.templates.person)
+    yield from ()
+
+
+def pooled(found) -> None:
+    """Hold templates against their contract."""
+    assert len(found.image) == len(found.template) == len(found.media)
+    assert found.image.max() < len(found.images)
+    assert found.template.max() < len(found.person)
+
+
 SHARD = r"\[\d+\]|no whole ArrayRecord|no records|shards of|has \d+ records"
 SET = rf"{SHARD}|JSON|metadata|UTF-8|known:|wanted|bytes|holds"
 PACK = r"byte \d+|list is not of|images for|two lists|split into"
+ATTRIBUTES = r":\d+: |promises|are missing|byte \d+|tells nothing|are left"
 # "module", or "module/variant" where there is more than one way to make a file.
 READERS = {
     "array_record/files": Reader(make_examples, use_examples, SHARD),
@@ -437,6 +507,13 @@ READERS = {
     "tfrecord": Reader(make_tfrecord, use_tfrecord, r"byte \d+|@\d+: "),
     "tfrecord/sealed": Reader(make_tfrecord, use_tfrecord, r"byte \d+|@\d+: ", seal),
     "tfrecord/index": Reader(make_indexed, use_indexed, r"byte \d+|@\d+: "),
+    "by_attribute": Reader(make_attributes, use_attributes, ATTRIBUTES),
+    "pairs_where": Reader(make_attributes, use_where, ATTRIBUTES),
+    "rfw": Reader(make_rfw, use_rfw, r":\d+: |are missing|byte \d+|cannot be dealt"),
+    "ijb": Reader(make_ijb, use_ijb, r":\d+: |byte|wanted|are missing"),
+    "ijb_search": Reader(
+        make_ijb, use_ijb_search, r":\d+: |byte|wanted|are missing|templates|person"
+    ),
     "without": Reader(make_without, use_without, "names|is no list|leaves none"),
 }
 

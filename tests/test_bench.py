@@ -147,11 +147,11 @@ def test_torch_learns_its_batch(bench):
     pytest.importorskip("torch", reason="needs pip install jaxface[peers]")
     room = bench.bench_step.bench_torch
     data = bench.bench_step._batch(8, 32, 10)
-    ways = room.steps("mobilefacenet.mbf", data, classes=10, m=0.2, scale=8.0, lr=0.1)
-    assert sum("eager" in name for name in ways) == len(ways) / 2 >= 2
-    run = next(iter(ways.values()))
-    losses = [run() for _ in range(4)]
-    assert losses[-1] < losses[0]
+    given = {"classes": 10, "m": 0.2, "scale": 8.0, "lr": 0.1, "threads": 1}
+    ways = room.steps("mobilefacenet.mbf", data, compiled=False, **given)
+    for run in ways.values():
+        losses = [run() for _ in range(3)]
+        assert losses[-1] < losses[0]
 
 
 def test_torch_says_which_twins_it_has(bench):
@@ -159,7 +159,9 @@ def test_torch_says_which_twins_it_has(bench):
     room = bench.bench_step.bench_torch
     data = bench.bench_step._batch(8, 32, 10)
     with pytest.raises(ValueError, match=r"no twin of swin\.t; it has iresnet\.r18, "):
-        room.steps("swin.t", data, classes=10, m=0.2, scale=8.0, lr=0.1)
+        room.steps(
+            "swin.t", data, classes=10, m=0, scale=8, lr=0, compiled=False, threads=1
+        )
 
 
 @pytest.mark.slow

@@ -17,8 +17,9 @@ from jaxface.data import sources
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Modules that read no file of their own.
-NO_FILES = {"at_least", "enrolled", "mislabelled", "pairs_sampled", "synthetic"}
+# Modules that read no file of their own, or none but images.
+NO_FILES = {"at_least", "enrolled", "gallery", "grouped", "mislabelled", "pairs_all"}
+NO_FILES |= {"pairs_sampled", "synthetic", "tinyface"}
 
 
 def damage(*readers, inputs, seconds=10.0):

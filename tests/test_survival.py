@@ -16,10 +16,11 @@ import tiny
 from jaxface import assembly, checkpoint, experiment, processes
 from jaxface.train import loop, saver
 
-# Orbax's own thread tells of its error too.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
-)
+# Orbax's own threads tell of the error too, one of them to a loop that has ended.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::pytest.Pytest{kind}Warning")
+    for kind in ("UnhandledThreadException", "UnraisableException")
+]
 
 
 @pytest.fixture

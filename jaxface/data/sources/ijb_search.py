@@ -47,14 +47,16 @@ def search(
     folder = pathlib.Path(path)
     stem = folder / "meta" / f"{prefix or folder.resolve().name.lower()}_1N_"
     who: dict[int, int] = {}
-    lists = [_read(f"{stem}{name}.csv", who) for name in (*_GALLERIES, _PROBES)]
+    names = [f"{stem}{name}.csv" for name in (*_GALLERIES, _PROBES)]
+    lists = [_read(name, who) for name in names]
     known = np.array(sorted(who))
     rows = np.flatnonzero(np.isin(found.template, known))
     lost = np.setdiff1d(known, found.template[rows])
     if len(lost):
+        where = next(n for n, ids in zip(names, lists, strict=True) if lost[0] in ids)
         raise ValueError(
-            f"{stem}*.csv: {len(lost)} templates have no image in the media list, such"
-            f" as {lost[0]}"
+            f"{where}: {len(lost)} templates have no image in the media list, such as"
+            f" {lost[0]}"
         )
     _, person = np.unique([who[t] for t in known.tolist()], return_inverse=True)
     *galleries, probes = (np.searchsorted(known, ids) for ids in lists)
