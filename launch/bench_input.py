@@ -33,7 +33,7 @@ from jaxface.data import host, index, ops, samplers, stream
 from jaxface.data.sources import synthetic
 
 LINES = ("decode|flip|normalize",)
-REST = 1.0  # seconds, in which any loader's threads come to wait
+REST = 0.3  # seconds, in which any loader's threads come to wait
 HELD = 8192  # images that the bound and torch hold in memory
 DRAWS, AT_ONCE = 1_000_000, 8_000
 MEAN = STD = 127.5

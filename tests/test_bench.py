@@ -143,6 +143,7 @@ def test_step_refuses_what_devices_cannot_share(bench):
         bench.bench_step.step(["iresnet"], batch=12, size=16, classes=10)
 
 
+@pytest.mark.slow  # importing PyTorch's optimizers takes as long as all else
 def test_torch_learns_its_batch(bench):
     pytest.importorskip("torch", reason="needs pip install jaxface[peers]")
     room = bench.bench_step.bench_torch
