@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxface import detect, types
+from jaxface import atomic, detect, types
 from jaxface.data import decode, duplicates
 
 ENCODINGS = ("jpeg", "png")
@@ -264,7 +264,7 @@ def _claim(spool: pathlib.Path, source: types.Source, cut: Cut | None) -> None:
                 " repeat that command to finish it"
             )
     else:
-        _whole(owner, told.encode())
+        atomic.write(owner, told.encode())
 
 
 def _path(spool: pathlib.Path, start: int) -> pathlib.Path:
@@ -274,10 +274,10 @@ def _path(spool: pathlib.Path, start: int) -> pathlib.Path:
 def _save(spool: pathlib.Path, start: int, rows: dict[str, Any]) -> None:
     """Write a chunk; its rows come last, for they say that it is whole."""
     path, faces = _path(spool, start), rows.pop("faces")
-    _whole(path.with_suffix(".faces"), faces)
+    atomic.write(path.with_suffix(".faces"), faces)
     buffer = io.BytesIO()
     np.savez(buffer, **rows)
-    _whole(path, buffer.getvalue())
+    atomic.write(path, buffer.getvalue())
 
 
 def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -286,9 +286,3 @@ def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
             return dict(rows)
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it") from None
-
-
-def _whole(path: pathlib.Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)

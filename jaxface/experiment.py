@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import threading
 import time
@@ -24,7 +23,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from jaxface import checkpoint, config, embed, spec, teacher, transfer, types
+from jaxface import atomic, checkpoint, config, embed, spec, teacher, transfer, types
 from jaxface.assembly import Run
 from jaxface.eval import clustering, overlap, strangers
 from jaxface.train import loop, monitor, writers
@@ -287,16 +286,9 @@ def _claim(workdir: pathlib.Path, run: Run) -> None:
         )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_text(path, config.dumps(c))
+        atomic.write(path, config.dumps(c))
         if names:
-            write_text(workdir / transfer.CLASSES, json.dumps(names, indent=0))
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    half = path.with_name(path.name + ".tmp")
-    half.write_text(text)
-    os.replace(half, path)
+            atomic.write(workdir / transfer.CLASSES, json.dumps(names, indent=0))
 
 
 def _start(run: Run, manager: Any) -> tuple[int, steps.TrainState]:
@@ -429,5 +421,5 @@ def _write_bad(workdir: pathlib.Path, bad: Mapping[str, str]) -> None:
     if not bad:
         return
     path = workdir / f"bad_images.{jax.process_index()}.json"
-    write_text(path, json.dumps(dict(sorted(bad.items())), indent=1))
+    atomic.write(path, json.dumps(dict(sorted(bad.items())), indent=1))
     logging.warning("%d unreadable images were replaced; see %s", len(bad), path)

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxface import card, curate, examine, types
+from jaxface import atomic, card, curate, examine, types
 from jaxface.data import decode
 
 
@@ -114,10 +114,14 @@ def prepare(
     facts = _facts(seen, choice, policy) | {"verified": back is not None}
     facts |= about or {}
     pictures = card.sheet(seen.images, choice.images, choice.labels, people=sheet)
-    _whole(out / "dropped.csv", _dropped(source, seen, choice))
-    _whole(out / "duplicates.csv", _duplicates(source, seen, choice))
-    _whole(out / "card.html", card.page(out.name, facts, pictures))
-    _whole(out / "card.json", json.dumps(facts, indent=1) + "\n")
+    for name, text in {
+        "dropped.csv": _dropped(source, seen, choice),
+        "duplicates.csv": _duplicates(source, seen, choice),
+        "card.html": card.page(out.name, facts, pictures),
+        "card.json": json.dumps(facts, indent=1) + "\n",
+    }.items():
+        # names of files may be no UTF-8: they are written as they are
+        atomic.write(out / name, text.encode("utf-8", "surrogateescape"))
     shutil.rmtree(spool)
     return Done(seen, choice, facts)
 
@@ -258,9 +262,3 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     writer.writerow(head)
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _whole(path: pathlib.Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8", "surrogateescape")
-    part.replace(path)

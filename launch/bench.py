@@ -36,7 +36,7 @@ import ml_collections
 import numpy as np
 from absl import flags, logging
 
-from jaxface import assembly, cli, experiment, parallel, spec, types
+from jaxface import assembly, atomic, cli, experiment, parallel, spec, types
 from jaxface.data import host, pipeline
 from jaxface.data.sources import pairs_sampled, synthetic
 
@@ -299,7 +299,7 @@ def main() -> None:
         print(f"{name}\n{harness.table(found[name])}\n", flush=True)
     if _OUT.value:
         text = json.dumps(report(found), indent=2) + "\n"
-        experiment.write_text(pathlib.Path(_OUT.value), text)
+        atomic.write(pathlib.Path(_OUT.value), text)
 
 
 if __name__ == "__main__":

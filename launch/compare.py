@@ -19,7 +19,7 @@ import ml_collections
 import paired
 from absl import flags, logging
 
-from jaxface import assembly, cli, experiment, parallel
+from jaxface import assembly, atomic, cli, experiment, parallel
 
 _CONFIG = flags.DEFINE_string("config", None, "A recipe whose arguments have a seed.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Gets one run per variant and seed.")
@@ -47,7 +47,7 @@ def main() -> None:
     text = json.dumps(
         {"seeds": _SEEDS.value, "metric": _METRIC.value, **rows}, indent=1
     )
-    experiment.write_text(workdir / "compare.json", text + "\n")
+    atomic.write(workdir / "compare.json", text + "\n")
 
 
 def one(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> float:

@@ -16,7 +16,16 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from jaxface import assembly, checkpoint, cli, config, convert, experiment, foreign
+from jaxface import (
+    assembly,
+    atomic,
+    checkpoint,
+    cli,
+    config,
+    convert,
+    experiment,
+    foreign,
+)
 from jaxface.foreign import onnx_graph, safetensor
 
 _SOURCE = flags.DEFINE_string("source", None, "Another project's file of weights.")
@@ -86,8 +95,8 @@ def weights_in() -> None:
         notes=notes | {"converted": {k: report[k] for k in ("source", "matched by")}},
     )
     manager.close()
-    experiment.write_text(out / "convert.json", json.dumps(report, indent=1))
-    experiment.write_text(out / "config.json", config.dumps(c))
+    atomic.write(out / "convert.json", json.dumps(report, indent=1))
+    atomic.write(out / "config.json", config.dumps(c))
     tell(found, net, report)
 
 

@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from jaxface import assembly, cli, experiment, parallel, spec, types
+from jaxface import assembly, atomic, cli, experiment, parallel, spec, types
 from jaxface.data import decode
 from jaxface.data.sources import pairs_sampled
 from jaxface.eval import comparison, project, report, rows, saliency, verification
@@ -169,7 +169,7 @@ def tell(
         for key, value in result.scalars.items():
             print(f"  {key:<24} {value:.6g}")
         text = json.dumps(result.scalars, indent=1) + "\n"
-        experiment.write_text(directory / f"{name}.json", text)
+        atomic.write(directory / f"{name}.json", text)
 
 
 def gained(row: comparison.Paired) -> str:

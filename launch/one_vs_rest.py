@@ -16,7 +16,7 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from jaxface import assembly, cli, experiment, parallel
+from jaxface import assembly, atomic, cli, experiment, parallel
 from jaxface.eval import binary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A binary recipe.")
@@ -34,7 +34,7 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     runs = [one(identity, workdir) for identity in range(_IDENTITIES.value)]
     pooled = binary.pool(runs)
-    experiment.write_text(workdir / "pooled.json", json.dumps(pooled, indent=1) + "\n")
+    atomic.write(workdir / "pooled.json", json.dumps(pooled, indent=1) + "\n")
     print(f"\npooled over {len(runs)} people, {time.monotonic() - begun:.0f} s")
     for name, value in pooled.items():
         print(f"  {name:<24} {value:.6g}")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from jaxface import assembly, cli, embed, experiment, parallel, types
+from jaxface import assembly, atomic, cli, embed, experiment, parallel, types
 from jaxface.data.sources import merged, pairs_txt
 from jaxface.eval import overlap, strangers
 
@@ -99,7 +99,7 @@ def main() -> None:
             print(f"\ndata.source: merged(sets={sets!r}{shown})")
     if _OUT.value:
         text = json.dumps(found, indent=1, ensure_ascii=False)
-        experiment.write_text(pathlib.Path(_OUT.value), text + "\n")
+        atomic.write(pathlib.Path(_OUT.value), text + "\n")
         print(f"{_OUT.value}: {len(found)} entries")
 
 

@@ -22,6 +22,7 @@ from absl import flags, logging
 
 from jaxface import (
     assembly,
+    atomic,
     checkpoint,
     cli,
     config,
@@ -59,7 +60,7 @@ def main() -> None:
     found = subcenters.clean(e, label, kernel[: C * centers], centers=centers)
     out.mkdir(parents=True, exist_ok=True)
     far = listed(run, found, label)
-    experiment.write_text(out / "far.json", json.dumps(far, indent=1))
+    atomic.write(out / "far.json", json.dumps(far, indent=1))
     kept = np.zeros((len(kernel) // centers, kernel.shape[1]), kernel.dtype)
     kept[:C] = found.kernel
     write(run, out, {**variables, "head": {"kernel": kept}})
@@ -119,7 +120,7 @@ def write(run: assembly.Run, out: pathlib.Path, state: Any) -> None:
             notes={"num_classes": run.source.num_classes},
         )
         manager.wait_until_finished()
-    experiment.write_text(out / "config.json", config.dumps(c))
+    atomic.write(out / "config.json", config.dumps(c))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface import spec, types
-from jaxface.eval import bootstrap, folds, intervals, verification
+from jaxface.eval import bootstrap, folds, intervals, saliency, verification
 
 # Kind -> strength -> ops that do it; pixels are those of the network's input.
 CURVES: Mapping[str, Mapping[float, str]] = {
@@ -307,9 +307,7 @@ def perturb(
     step = 2.5 * reach / steps
 
     def gain(x: jax.Array) -> jax.Array:
-        e = features(x)
-        length = jnp.linalg.norm(e, axis=-1) * jnp.linalg.norm(other, axis=-1)
-        return jnp.sum(way * jnp.sum(e * other, axis=-1) / length)
+        return jnp.sum(way * saliency.cosine(features(x), other))
 
     def move(_: jax.Array, x: jax.Array) -> jax.Array:
         return jnp.clip(x + step * jnp.sign(jax.grad(gain)(x)), low, high)

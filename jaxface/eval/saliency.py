@@ -93,7 +93,7 @@ def occlusion(
 def _slopes(features: Features, left: jax.Array, right: jax.Array) -> jax.Array:
     """Return the gradient of the cosine, [H, W, 3]."""
     other = features(right[None])
-    return jax.grad(lambda x: _cosine(features(x[None]), other)[0])(left)
+    return jax.grad(lambda x: cosine(features(x[None]), other)[0])(left)
 
 
 @jax.jit
@@ -107,11 +107,11 @@ def _falls(
     """Return how much the cosine falls where each mask [B, H, W] hides, [B]."""
     other = features(right[None])
     covered = jnp.where(masks[..., None], fill, left[None])
-    return _cosine(features(left[None]), other) - _cosine(features(covered), other)
+    return cosine(features(left[None]), other) - cosine(features(covered), other)
 
 
-def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return the cosines of rows: [B, D], [1, D] -> [B], float32."""
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return the cosines of rows: [B, D], [B or 1, D] -> [B], float32."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     length = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     return jnp.sum(a * b, axis=-1) / length

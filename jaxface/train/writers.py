@@ -23,6 +23,8 @@ from typing import Any, Protocol
 
 from absl import logging
 
+from jaxface import atomic
+
 
 class Writer(Protocol):
     """Takes rows of numbers by name."""
@@ -211,9 +213,7 @@ class Wandb:
             ) from None
         known = workdir / "wandb.id"
         if not known.exists():
-            half = known.with_suffix(".tmp")
-            half.write_text(uuid.uuid4().hex[:8])
-            half.replace(known)
+            atomic.write(known, uuid.uuid4().hex[:8])
         self._run = wandb.init(
             project=project,
             dir=str(workdir),
@@ -253,6 +253,4 @@ def cut_back(path: pathlib.Path, step: int, *, step_of: Callable[[str], int]) ->
             ) from None
         if not past:
             kept.append(line)
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(kept))
-    os.replace(replacement, path)
+    atomic.write(path, "".join(kept))
