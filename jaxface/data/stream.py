@@ -129,12 +129,11 @@ class Stream:
         def make(rows: range) -> None:
             for i in rows:
                 into = images.row(i)
-
-                def prepare(record: bytes | np.ndarray) -> np.ndarray:
-                    if only_decodes:
-                        return decode.pixels(record, out=into)  # noqa: B023
-                    return self.pipeline.numpy(record, numbers[i])  # noqa: B023
-
+                prepare: Callable[[bytes | np.ndarray], np.ndarray] = (
+                    functools.partial(decode.pixels, out=into)
+                    if only_decodes
+                    else functools.partial(self.pipeline.numpy, numbers=numbers[i])
+                )
                 image, labels[i], found[i] = self.read(
                     int(positions[i]), int(examples[i]), prepare
                 )
