@@ -168,4 +168,5 @@ def _map(
         x if x is None else done[i] if i in done else f(x, parallel.dimension(s))  # type: ignore
         for i, (x, s) in enumerate(pairs)
     ]
-    return jax.tree.structure(tree, is_leaf=lambda x: x is None).unflatten(out)
+    shape = jax.tree.structure(tree, is_leaf=lambda x: x is None)
+    return jax.tree.unflatten(shape, out)

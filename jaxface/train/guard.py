@@ -62,7 +62,8 @@ def first(policy: Policy) -> dict[str, np.ndarray]:
     names = ("skipped", "in_row") + ("rollbacks",) * (policy.times > 0)
     counts = {name: np.zeros((), np.int32) for name in names}
     if policy.growth:
-        counts |= {"scale": np.int32(policy.scale), "clean": np.zeros((), np.int32)}
+        counts |= {"scale": np.asarray(policy.scale, np.int32)}
+        counts |= {"clean": np.zeros((), np.int32)}
     return counts
 
 

@@ -157,10 +157,10 @@ def compile_step(
         cut=cut,
         gathers=layout.shard == "parameters",
     )
-    samples = isinstance(loss, SampledLoss)
-    if layout.shard == "optimizer" and (samples or layout.how == "pmap"):
+    per_device = isinstance(loss, SampledLoss) or layout.how == "pmap"
+    if layout.shard == "optimizer" and per_device:
         update = steps.in_parts(update, cut=cut, axis=axis)
-    if samples:
+    if isinstance(loss, SampledLoss):
         body = sampled.make_body(
             loss,
             make_grads=bound,
