@@ -159,7 +159,7 @@ def compile_step(
     )
     per_device = isinstance(loss, SampledLoss) or layout.how == "pmap"
     if layout.shard == "optimizer" and per_device:
-        update = steps.in_parts(update, cut=cut, axis=axis)
+        update = _in_parts(update, cut=cut, axis=axis)
     if isinstance(loss, SampledLoss):
         body = sampled.make_body(
             loss,
@@ -172,3 +172,27 @@ def compile_step(
         return parallel.compile_body(body, **plan)
     grad_specs = {"params": cut, "head": P(classes), "margin": P()}
     return parallel.compile_step(bound(loss), update, grad_specs=grad_specs, **plan)
+
+
+def _in_parts(
+    update: Callable[[Any, steps.TrainState], steps.TrainState],
+    *,
+    cut: Any,
+    axis: parallel.Axis,
+) -> Callable[[Any, steps.TrainState], steps.TrainState]:
+    """Write an update for one device, whose moments and gradients are parts.
+
+    Each device moves its own parts of the backbone, and they are gathered again.
+
+    Args:
+        update: from `step.make_update`; its optimizer must be element-wise.
+        cut: what `step.make_grads` got.
+        axis: mesh axis name(s) of the batch.
+    """
+
+    def updated(g: Any, state: steps.TrainState) -> steps.TrainState:
+        mine = parts.own(state.params, cut, axis=axis)
+        new = update(g, state.replace(params=mine))
+        return new.replace(params=parts.whole(new.params, cut, axis=axis))
+
+    return updated

@@ -321,27 +321,6 @@ def make_update(
     return update
 
 
-def in_parts(
-    update: Callable[[Any, TrainState], TrainState], *, cut: Any, axis: parallel.Axis
-) -> Callable[[Any, TrainState], TrainState]:
-    """Write an update for one device, whose moments and gradients are parts.
-
-    Each device moves its own parts of the backbone, and they are gathered again.
-
-    Args:
-        update: from `make_update`; its optimizer must be element-wise.
-        cut: what `make_grads` got.
-        axis: mesh axis name(s) of the batch.
-    """
-
-    def updated(g: Any, state: TrainState) -> TrainState:
-        mine = parts.own(state.params, cut, axis=axis)
-        new = update(g, state.replace(params=mine))
-        return new.replace(params=parts.whole(new.params, cut, axis=axis))
-
-    return updated
-
-
 def _make_share(
     model: nn.Module, loss: Loss, *, axis: parallel.Axis, train: bool
 ) -> Callable[..., Any]:
