@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from jaxface import parallel
@@ -33,7 +32,6 @@ TABLE = {
     "optimizer": r"^(opt_state|ema)/",
     "parameters": r"^(params|opt_state|ema)/",
 }
-_NAME = "whole"  # of gathered arrays, for the policy of `regathered`
 
 
 def cut(tree: Any, *, axis: parallel.Axis, devices: int) -> Any:
@@ -87,8 +85,7 @@ def whole(tree: Any, specs: Any, *, axis: parallel.Axis) -> Any:
     """Gather arrays that lie in parts."""
 
     def gather(x: jax.Array, dim: int) -> jax.Array:
-        full = jax.lax.all_gather(x, axis, axis=dim, tiled=True)
-        return checkpoint_name(full, _NAME)
+        return jax.lax.all_gather(x, axis, axis=dim, tiled=True)
 
     return _map(gather, tree, specs)
 
@@ -134,9 +131,11 @@ def squares(tree: Any, specs: Any, *, axis: parallel.Axis) -> jax.Array:
 
 
 def regathered(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function forget what `whole` gave and gather it again for its gradient."""
-    keep = jax.checkpoint_policies.save_anything_except_these_names(_NAME)
-    return jax.checkpoint(f, policy=keep)
+    """Make a function forget what it gathered and gather it again for its gradient.
+
+    What else it gathers, the embeddings of a batch, is small beside the weights.
+    """
+    return jax.checkpoint(f, policy=lambda p, *_, **__: p.name != "all_gather")
 
 
 def _square(x: jax.Array) -> jax.Array:

@@ -85,17 +85,21 @@ class Deep(nn.Module):
 
 def test_each_kind_needs_less_memory_than_the_one_before():
     weights = 8 * 256 * 256 * 4
-    state, temporary = {}, {}
+    state, temporary, gathers = {}, {}, {}
     for shard in parts.TABLE:
         loss, tx, layout = loss_of(), tx_of(), lay(shard)
         begun = first(loss, tx, layout, Deep())
         batch = jax.device_put(batch_of(0), layout.split)
         step = compiled(loss, tx, layout, begun, Deep())
-        plan = step.lower(begun, batch).compile().memory_analysis()
+        lowered = step.lower(begun, batch)
+        gathers[shard] = lowered.as_text().count("stablehlo.all_gather")
+        plan = lowered.compile().memory_analysis()
         state[shard] = plan.argument_size_in_bytes / weights
         temporary[shard] = plan.temp_size_in_bytes / weights
     assert state["optimizer"] < 1.6 < 4 < state["none"]  # moments, weights, average
     assert state["parameters"] < 0.6
+    # ten arrays, and in the backward pass all but the first layer's, and embeddings
+    assert gathers["parameters"] - gathers["none"] == 10 + 9 + 1
     assert temporary["optimizer"] < 0.5 < 2 < temporary["none"]
 
 
