@@ -10,7 +10,7 @@ import tiny
 from flax import linen as nn
 from laid import lay, loss_of, run, tx_of
 
-from jaxface import assembly
+from jaxface import assembly, config, experiment
 from jaxface.losses import softmax
 from jaxface.train import guard, nonfinite
 from jaxface.train import step as steps
@@ -82,3 +82,20 @@ def test_float16_without_a_scale_is_refused():
     c.train.nonfinite = "scaled(start=30)"
     with pytest.raises(ValueError, match="start is 30; wanted 0 to 24, the exponent"):
         assembly.build(c)
+
+
+@pytest.mark.slow
+def test_a_run_that_had_no_scale_goes_on_with_the_first(tmp_path):
+    for line in ("skip", "scaled(start=5)"):
+        c = tiny.recipe()
+        c.mesh.devices, c.train.nonfinite = 1, line
+        c.train.length = c.eval.every = c.checkpoint.every = "2 steps"
+        if line != "skip":  # a longer run of the same config otherwise
+            c.train.length, c.optim.schedule = "4 steps", "constant"
+        run = assembly.build(c)
+        (tmp_path / "config.json").write_text(config.dumps(c))
+        state = experiment.train(run, tmp_path)
+    assert {k: int(v) for k, v in state.faults.items()} == {
+        **{"skipped": 0, "in_row": 0},
+        **{"scale": 5, "clean": 2},
+    }
