@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from absl import logging
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jaxface import checks, config, embed, lora, losses, models, parallel, spec
 from jaxface import eval as protocols
 from jaxface.data import host, ops, pipeline, samplers, service, sources, stream
 from jaxface.losses import joint, mixing
-from jaxface.train import guard, multipliers, nonfinite, optim, sampled, schedules
+from jaxface.train import guard, multipliers, nonfinite, optim, schedules
+from jaxface.train import layout as layouts
 from jaxface.train import step as steps
 from jaxface.types import (
     Batch,
@@ -38,11 +38,9 @@ from jaxface.types import (
     Loss,
     Named,
     Result,
-    SampledLoss,
     Source,
 )
 
-AXIS = "data"
 _SEED = 0  # of what degradations draw: the same for every network that is evaluated
 
 
@@ -59,7 +57,7 @@ class Run:
         eval_pipeline: preprocessing in evaluation.
         evaluators: by the name of the set.
         skipped: sets that say `optional=True` and whose data is missing: why.
-        mesh: the devices.
+        layout: where arrays lie.
         make_model: backbone, still without dtype and axis.
         make_loss: head and loss, still without classes.
         make_order: sampler, still without the images.
@@ -76,7 +74,7 @@ class Run:
     eval_pipeline: pipeline.Pipeline
     evaluators: Mapping[str, Evaluator]
     skipped: Mapping[str, str]
-    mesh: Mesh
+    layout: layouts.Layout
     make_model: Callable[..., Any]
     make_order: Callable[..., samplers.Order]
     make_loss: Callable[..., Any]
@@ -86,6 +84,11 @@ class Run:
     make_tx: Callable[..., Any]
     make_schedule: Callable[..., Any]
     policy: guard.Policy
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.layout.mesh
 
     @functools.cached_property
     def source(self) -> Source:
@@ -184,7 +187,8 @@ class Run:
     def adapted(self, line: str) -> Any:
         """Return the backbone with the adapters of a `model.lora` line, "" for none."""
         c = self.config.model
-        base = self.make_model(dtype=c.dtype, axis=AXIS if c.sync_bn else None)
+        axis = self.layout.axis if c.sync_bn else None
+        base = self.make_model(dtype=c.dtype, axis=axis)
         if not line:
             return base
         call = spec.parse_one(line)
@@ -211,31 +215,28 @@ class Run:
     def abstract(self) -> Any:
         """The state's shapes with shardings: what `restore` needs."""
         shapes = jax.eval_shape(self.init)
-        where = parallel.shardings(self.specs, self.mesh)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             shapes,
-            where,
+            self.layout.shardings(shapes),
         )
 
-    @functools.cached_property
-    def specs(self) -> Any:
-        """PartitionSpecs of the state."""
-        return parallel.state_specs(jax.eval_shape(self.init), axis=AXIS)
+    @property
+    def shardings(self) -> Any:
+        """Where every array of the state belongs."""
+        return jax.tree.map(lambda x: x.sharding, self.abstract)
 
     def first_state(self) -> steps.TrainState:
         """Draw the first state, every array where it belongs."""
-        where = parallel.shardings(self.specs, self.mesh)
-        return jax.jit(self.init, out_shardings=where)()
+        return jax.jit(self.init, out_shardings=self.shardings)()
 
     @functools.cached_property
     def step(self) -> parallel.Step:
         """The compiled train step."""
         c = self.config
-        make_grads = functools.partial(
+        grads_of = functools.partial(
             steps.make_grads,
             self.model,
-            axis=AXIS,
             clip=c.optim.clip,
             frozen=multipliers.frozen(self.rules),
             frozen_stats=c.model.frozen_stats,
@@ -244,25 +245,13 @@ class Run:
             policy=self.policy,
         )
         update = steps.make_update(self.tx, ema=c.optim.ema, policy=self.policy)
-        if isinstance(self.loss, SampledLoss):
-            body = sampled.make_body(
-                self.loss,
-                make_grads=make_grads,
-                update=update,
-                axis=AXIS,
-                clip=c.optim.head_clip,
-            )
-            return parallel.compile_body(
-                body, specs=self.specs, mesh=self.mesh, axis=AXIS, how=c.mesh.how
-            )
-        return parallel.compile_step(
-            make_grads(self.loss),
+        return layouts.compile_step(
+            self.layout,
+            self.loss,
+            grads_of,
             update,
-            specs=self.specs,
-            grad_specs={"params": P(), "head": P(AXIS), "margin": P()},
-            mesh=self.mesh,
-            axis=AXIS,
-            how=c.mesh.how,
+            like=self.abstract,
+            head_clip=c.optim.head_clip,
         )
 
     def loader(self, start: int) -> Batches:
@@ -319,12 +308,12 @@ class Run:
                 return done
             return mixing.mixed(done, mix=self.mix, seed=self.config.seed)
 
-        return jax.jit(finished, out_shardings=NamedSharding(self.mesh, P(AXIS)))
+        return jax.jit(finished, out_shardings=self.layout.split)
 
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Yield global device batches, one placed ahead of the one in use."""
         placed = (
-            self.finish(parallel.put_batch(b, mesh=self.mesh, axis=AXIS))
+            self.finish(parallel.put_batch(b, mesh=self.mesh, axis=self.layout.axis))
             for b in loader
         )
         ahead = list(itertools.islice(placed, 1))
@@ -336,7 +325,9 @@ class Run:
     def passes(self) -> embed.Passes:
         """The ways of evaluation through the network, each compiled once."""
         flip = self.config.eval.embed == "flip_sum"
-        return embed.make_passes(self.model, mesh=self.mesh, axis=AXIS, flip=flip)
+        return embed.make_passes(
+            self.model, mesh=self.mesh, axis=self.layout.axis, flip=flip
+        )
 
     def abstract_variables(
         self, shape: tuple[int, int, int], *, model: Any = None
@@ -345,10 +336,14 @@ class Run:
         init = (model or self.model).init
         images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
         shapes = jax.eval_shape(init, jax.random.key(0), images)
-        whole = NamedSharding(self.mesh, P())
+        whole = self.layout.whole
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
         )
+
+    @functools.cached_property
+    def _gather(self) -> Callable[[Any], Any]:
+        return jax.jit(lambda x: x, out_shardings=self.layout.whole)
 
     def evaluate(self, variables: Any) -> dict[str, Result]:
         """Run every evaluator on the network with these variables."""
@@ -357,11 +352,13 @@ class Run:
 
     def embedder(self, variables: Any) -> embed.Network:
         """Make the function from a source to its embeddings, in order."""
+        if self.layout.shard != "none":
+            variables = self._gather(variables)
         return embed.Network(
             self.passes,
             variables,
             self.mesh,
-            AXIS,
+            self.layout.axis,
             self._in_order,
             self.eval_pipeline.span,
         )
@@ -406,7 +403,7 @@ def build(
         eval_pipeline=ops.parse(c.data.eval_ops),
         evaluators=found,
         skipped=skipped,
-        mesh=_make_mesh(c, jax.devices() if devices is None else devices),
+        layout=_laid_out(c, jax.devices() if devices is None else devices),
         make_model=_bound(models, c.model.name, kind="model", default="Model"),
         make_order=_member(samplers, c.data.sampler, kind="sampler"),
         make_loss=_bound(losses, c.loss.name, kind="loss", default="Loss"),
@@ -519,8 +516,15 @@ def _member(module: Any, line: str, *, kind: str) -> Any:
     return spec.bind(spec.member(module, call, kind=kind), call)
 
 
-def _make_mesh(c: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
+def _laid_out(
+    c: ml_collections.ConfigDict, devices: Sequence[jax.Device]
+) -> layouts.Layout:
     n = c.mesh.devices or len(devices)
     if n > len(devices):
         raise ValueError(f"mesh.devices is {n}; this machine has {len(devices)}")
-    return parallel.make_mesh(axis=AXIS, devices=devices[:n])
+    return layouts.make(
+        devices[:n],
+        class_devices=c.mesh.class_devices,
+        shard=c.mesh.shard,
+        how=c.mesh.how,
+    )

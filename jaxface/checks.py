@@ -64,8 +64,17 @@ def check_mesh(run: Run) -> None:
             f" images of each device do not divide; wanted a data.batch_size that is"
             f" a multiple of {n * parts}"
         )
-    if 1024 % n:
-        raise ValueError(f"{n} devices cannot share classes; wanted a divisor of 1024")
+    split = run.layout.class_devices
+    if 1024 % split:
+        raise ValueError(
+            f"{split} devices cannot share classes; wanted a divisor of 1024, for"
+            " mesh.class_devices or all devices"
+        )
+    if c.mesh.how == "pmap" and split < n:
+        raise ValueError(
+            f"mesh.class_devices is {split} of {n} devices, and mesh.how='pmap' knows"
+            " one mesh axis; set --config.mesh.how=jit, or class_devices=0"
+        )
     if c.mesh.how == "pmap" and not _elementwise(run.make_tx.func):
         raise ValueError(
             f"mesh.how='pmap' needs an element-wise optimizer, got {c.optim.name!r},"
@@ -88,6 +97,13 @@ def check_training(run: Run) -> None:
         )
     _ = run.loss, run.tx, run.order  # opens the images, binds what is left
     _check_sampling(run)
+    _check_groups(run)
+    if c.model.dtype == "float16" and not run.policy.growth:
+        raise ValueError(
+            f"model.dtype is 'float16', whose gradients vanish without a loss scale,"
+            f" and train.nonfinite is {c.train.nonfinite!r}; set it to 'scaled()', or"
+            " model.dtype to 'bfloat16'"
+        )
     _check_mix(run)
     _check_pairs(run)
     _check_teacher(run)
@@ -111,7 +127,7 @@ def check_training(run: Run) -> None:
 
 def _check_sampling(run: Run) -> None:
     """Refuse what does not go with a loss that samples classes, or only with one."""
-    c, n = run.config, run.mesh.size
+    c, n = run.config, run.layout.class_devices
     parts = joint.parts(run.loss)
     if len(parts) > 1 and any(isinstance(p, types.SampledLoss) for p in parts):
         raise ValueError(
@@ -137,6 +153,29 @@ def _check_sampling(run: Run) -> None:
             f"partial_fc updates the sampled rows alone, so it needs an element-wise"
             f" optimizer, got {c.optim.name!r}, which looks at whole arrays; take"
             " another, or loss 'softmax'"
+        )
+
+
+def _check_groups(run: Run) -> None:
+    """Refuse groups of devices for losses that each would go its own way with."""
+    split, n, losses = run.layout.class_devices, run.mesh.size, joint.parts(run.loss)
+    if split == n:
+        return
+    remedy = "wanted mesh.class_devices=0"
+    if any(getattr(loss, "pairs", False) for loss in losses):
+        raise ValueError(
+            f"mesh.class_devices is {split} of {n}, and a loss over pairs would see"
+            f" only those within a group of devices; {remedy}"
+        )
+    if "head" in jax.eval_shape(run.init).margin_state:
+        raise ValueError(
+            f"mesh.class_devices is {split} of {n}, and what the loss remembers of each"
+            f" class would differ between the groups of devices; {remedy}"
+        )
+    if "teacher_head" in run.reads:
+        raise ValueError(
+            f"mesh.class_devices is {split} of {n}, and distill.logits wants the"
+            f" teacher's head split over all devices; {remedy}"
         )
 
 

@@ -113,12 +113,20 @@ def base() -> ml_collections.ConfigDict:
     # What to do about a step that is not finite: "stop"; "skip(after=100)": leave it
     # out, stop after so many in a row; "rollback(after=3, factor=0.5, times=5)": leave
     # it out, after so many in a row go back to the last good checkpoint with the
-    # learning rate times `factor`.
+    # learning rate times `factor`; "scaled(start=16, growth=2000)", for float16: leave
+    # it out, with a loss scale of 2^start at first, which halves then and doubles after
+    # `growth` steps without.
     c.train.nonfinite = "stop"
 
     c.mesh = ml_collections.ConfigDict()
     c.mesh.how = "jit"  # or "pmap", in one process
     c.mesh.devices = 0  # how many to use; 0: all
+    # Split the classes over so many neighbours, of which the others have copies; 0:
+    # over all devices.
+    c.mesh.class_devices = 0
+    # What of the network lies in parts, one on each device: "none"; "optimizer": its
+    # moments and averages (ZeRO-1); "parameters": its weights too (FSDP).
+    c.mesh.shard = "none"
     c.mesh.cpu_devices = 0  # split the CPU into so many devices; 0: leave it
 
     c.eval = ml_collections.ConfigDict()
@@ -192,6 +200,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     """
     _choice(c, "data.loader", ("tfdata", "host"))
     _choice(c, "mesh.how", ("jit", "pmap"))
+    _choice(c, "mesh.shard", ("none", "optimizer", "parameters"))
     _choice(c, "eval.embed", ("flip_sum", "output"))
     _choice(c, "log.wandb_mode", ("offline", "online"))
     _choice(c, "init.head", ("new", "grow"))
@@ -205,6 +214,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     ):
         _range(c, key, 1, math.inf)
     _range(c, "data.max_bad", 0, 1)
+    _range(c, "mesh.class_devices", 0, math.inf)
     _range(c, "optim.ema", 0, 0.999999)
     _range(c, "optim.clip", 0, math.inf)
     _range(c, "optim.head_clip", 0, math.inf)

@@ -26,7 +26,7 @@ from absl import logging
 from jaxface import atomic, checkpoint, config, embed, spec, teacher, transfer, types
 from jaxface.assembly import Run
 from jaxface.eval import clustering, overlap, strangers
-from jaxface.train import loop, monitor, writers
+from jaxface.train import guard, loop, monitor, writers
 from jaxface.train import saver as savers
 from jaxface.train import step as steps
 from jaxface.types import Batch, Batches, Result, Source
@@ -319,7 +319,7 @@ def first_state(run: Run) -> steps.TrainState:
 
 
 def _resumed(run: Run, manager: Any, step: int) -> steps.TrainState:
-    """Restore a state; what this run's policy counts and that run's did not is zero."""
+    """Restore a state; what this run's policy counts and that run's did not begins."""
     saved = checkpoint.about(manager, step).get("faults")  # None: an earlier version
     like = run.abstract
     if saved is not None and saved.keys() == like.faults.keys():
@@ -327,7 +327,8 @@ def _resumed(run: Run, manager: Any, step: int) -> steps.TrainState:
     fields = {f.name: getattr(like, f.name) for f in dataclasses.fields(like)}
     faults = fields.pop("faults")
     kept = checkpoint.restore(manager, step, like=fields, part=True)
-    return steps.TrainState(**kept, faults=_counts(faults, saved or {}))
+    counts = guard.first(run.policy) | (saved or {})
+    return steps.TrainState(**kept, faults=_counts(faults, counts))
 
 
 def _rolled_back(

@@ -92,6 +92,11 @@ def shardings(specs: Any, mesh: Mesh) -> Any:
     )
 
 
+def dimension(spec: P) -> int | None:
+    """Return which dimension a spec cuts; None where the array is whole."""
+    return next((i for i, name in enumerate(spec) if name is not None), None)
+
+
 def put_batch(batch: Any, *, mesh: Mesh, axis: Axis) -> Any:
     """Turn this process's slice of a batch into global arrays, split by example."""
     where = NamedSharding(mesh, P(axis))
@@ -191,26 +196,24 @@ def _pmap_step(body: Step, *, specs: Any, mesh: Mesh, axis: Axis) -> Step:
     if jax.process_count() > 1:
         raise ValueError("mesh.how='pmap' runs in one process; use 'jit' for several")
     n = mesh.size
-    # The same specs, in pmap's words: P() -> None, P(axis) -> 0.
-    axes = jax.tree.map(
-        lambda s: 0 if s == P(axis) else None, specs, is_leaf=lambda s: isinstance(s, P)
-    )
+    # The same specs, in pmap's words: P() -> None, P(axis) -> 0, P(None, axis) -> 1.
+    axes = jax.tree.map(dimension, specs, is_leaf=lambda s: isinstance(s, P))
 
     def split(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x, a: x if a is None else x.reshape(n, -1, *x.shape[1:]),
-            tree,
-            axes,
-            is_leaf=lambda x: x is None,
-        )
+        def one(x: jax.Array, a: int | None) -> jax.Array:
+            if a is None:
+                return x
+            return x.reshape(*x.shape[:a], n, x.shape[a] // n, *x.shape[a + 1 :])
+
+        return jax.tree.map(one, tree, axes, is_leaf=lambda x: x is None)
 
     def join(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x, a: x if a is None else x.reshape(-1, *x.shape[2:]),
-            tree,
-            axes,
-            is_leaf=lambda x: x is None,
-        )
+        def one(x: jax.Array, a: int | None) -> jax.Array:
+            if a is None:
+                return x
+            return x.reshape(*x.shape[:a], -1, *x.shape[a + 2 :])
+
+        return jax.tree.map(one, tree, axes, is_leaf=lambda x: x is None)
 
     mapped = jax.pmap(
         body,
@@ -243,6 +246,13 @@ def axis_index(axis: Axis) -> jax.Array | int:
 def psum(x: Any, axis: Axis) -> Any:
     """Sum a tree over an axis; the tree itself where there is none."""
     return x if axis is None else jax.lax.psum(x, axis)
+
+
+def rest(axis: Axis, of: Axis) -> Axis:
+    """Return the mesh axes of `axis` that `of` has not; None where it has all."""
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    less = (of,) if isinstance(of, str) else of or ()
+    return tuple(name for name in names if name not in less) or None
 
 
 def pmean(x: Any, axis: Axis) -> Any:

@@ -19,8 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxface import assembly, collectives, hardware
 
@@ -280,13 +278,12 @@ HEAD = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
 
 def _batch(run: assembly.Run) -> dict[str, jax.ShapeDtypeStruct]:
     count = run.config.data.batch_size
-    split = NamedSharding(run.mesh, P(assembly.AXIS))
     dtypes = {"label": jnp.int32, "example": jnp.uint32, "position": jnp.uint32}
     shapes: dict[str, tuple[tuple[int, ...], Any]]
     shapes = {name: ((count,), dtype) for name, dtype in dtypes.items()}
     shapes["image"] = ((count, *run.shape), jnp.float32)
     return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=run.layout.split)
         for name, (shape, dtype) in shapes.items()
     }
 

@@ -20,11 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxface import assembly, checkpoint, transfer
-from jaxface.assembly import AXIS, Run
+from jaxface.assembly import Run
 from jaxface.types import Batch
 
 
@@ -64,7 +62,7 @@ def beside(run: Run, given: transfer.Given) -> Callable[[Batch], Batch]:
     def forward(variables: Any, images: jax.Array) -> jax.Array:
         return there.model.apply(variables, adapt(images))
 
-    whole, split = NamedSharding(run.mesh, P()), NamedSharding(run.mesh, P(AXIS))
+    whole, split = run.layout.whole, run.layout.split
     compiled = jax.jit(forward, in_shardings=(whole, split), out_shardings=split)
     logging.info("learning from %s, step %d", given.workdir, given.step)
 
@@ -152,9 +150,8 @@ def _head(run: Run, given: transfer.Given, count: int | None) -> jax.Array:
             f" this run's {run.source.num_classes} are others, or in another order;"
             " wanted a teacher of the same data.source, or distill.cosine"
         )
-    where = NamedSharding(run.mesh, P(AXIS))
     shape = saved["kernel"]
-    like = jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+    like = jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=run.layout.rows)
     head = {"head": {"kernel": like}}
     found = checkpoint.restore(given.manager, given.step, like=head, part=True)
     return found["head"]["kernel"]

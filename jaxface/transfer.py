@@ -21,11 +21,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import logging
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from jaxface import checkpoint, parallel, spec
-from jaxface.assembly import AXIS, Run
+from jaxface import checkpoint, spec
+from jaxface.assembly import Run
 from jaxface.train import step as steps
 
 CLASSES = "classes.json"  # in a workdir: the name of every class, in order
@@ -81,8 +79,7 @@ def first_state(run: Run, given: Given) -> steps.TrainState:
         state = state.replace(**kept)
         return state.replace(opt_state=run.tx.init(state.trainable))
 
-    where = parallel.shardings(run.specs, run.mesh)
-    return jax.jit(fill, out_shardings=where)(taken)
+    return jax.jit(fill, out_shardings=run.shardings)(taken)
 
 
 def match(
@@ -200,7 +197,7 @@ def _head(run: Run, given: Given, count: int | None) -> dict[str, Any]:
     known[: len(rows)] = rows >= 0
     return {
         "head": jax.tree.map(placed, old["head"], wanted),
-        "known": jax.device_put(known, NamedSharding(run.mesh, P(AXIS))),
+        "known": jax.device_put(known, run.layout.rows),
     }
 
 

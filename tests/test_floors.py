@@ -23,6 +23,7 @@ FLOORS = {
     "models": 1,
     "losses": 1,
     "parallel": 1,
+    "parts": 1,
     "processes": 1,
     "collectives": 0,
     "hardware": 0,

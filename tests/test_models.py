@@ -430,6 +430,50 @@ def test_remat_changes_neither_paths_nor_values(name):
     )
 
 
+def slope(model, variables, x):
+    """The gradient of the embeddings' mean square by every parameter."""
+
+    def size(params):
+        e, _ = train(model, variables | {"params": params}, x)
+        return jnp.mean(e**2)
+
+    return jax.grad(size)(variables["params"])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(p, marks=[] if p == "products_saveable" else pytest.mark.slow)
+        for p in (True, *common.POLICIES)
+    ],
+)
+def test_what_is_recomputed_changes_no_gradient(how):
+    model, variables, x = small("iresnet")
+    want, got = (
+        jax.jit(functools.partial(slope, m))(variables, x)
+        for m in (model, model.clone(remat=how))
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), got, want
+    )
+
+
+def test_a_policy_decides_what_is_computed_twice():
+    model, variables, x = small("iresnet")
+
+    def convolutions(how):
+        again = functools.partial(slope, model.clone(remat=how))
+        text = jax.jit(again).lower(variables, x).as_text()
+        return text.count("stablehlo.convolution")
+
+    plain = convolutions(False)
+    assert convolutions("products_saveable") == plain
+    assert convolutions("everything_saveable") == plain
+    assert convolutions(True) == convolutions("nothing_saveable") > plain
+    with pytest.raises(ValueError, match="remat is 'dots'; wanted True, False or one"):
+        convolutions("dots")
+
+
 @pytest.mark.parametrize("kind", [{}, {"squeeze": 4}])
 def test_zero_init_makes_a_block_its_shortcut(kind):
     model, x = iresnet.tiny(zero_init=True, **kind), images(2, iresnet.tiny())

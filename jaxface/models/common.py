@@ -122,6 +122,42 @@ def batch_norm(
     )
 
 
+def products_saveable(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Tell `jax.checkpoint` to keep what dense layers and convolutions gave."""
+    return primitive.name in ("dot_general", "conv_general_dilated")
+
+
+# What is kept where blocks are recomputed; all but the last are JAX's.
+POLICIES = {
+    "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
+    "everything_saveable": jax.checkpoint_policies.everything_saveable,
+    "dots_saveable": jax.checkpoint_policies.dots_saveable,
+    "dots_with_no_batch_dims_saveable": (
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
+    "products_saveable": products_saveable,
+}
+
+
+def remat(block: Any, how: bool | str) -> Any:
+    """Recompute a block in the backward pass, or what a policy does not keep of it.
+
+    Args:
+        block: a module class.
+        how: False keeps everything; True nothing; or a key of `POLICIES`.
+
+    Raises:
+        ValueError: an unknown policy.
+    """
+    if isinstance(how, bool):
+        return nn.remat(block) if how else block
+    if how not in POLICIES:
+        raise ValueError(
+            f"remat is {how!r}; wanted True, False or one of {', '.join(POLICIES)}"
+        )
+    return nn.remat(block, policy=POLICIES[how])
+
+
 class PReLU(nn.Module):
     """max(x, 0) + slope min(x, 0) with a learned slope per channel, first 0.25."""
 

@@ -256,7 +256,8 @@ class Model(nn.Module):
         dropout: rate before the last linear layer, 0 <= rate < 1.
         drop_path: share of examples left out of the last block's branches, from 0 in
             the first block, linearly.
-        remat: recompute blocks in the backward pass: less memory, a third more time.
+        remat: recompute blocks in the backward pass: less memory, a third more time;
+            or a key of `common.POLICIES`.
         axis: accepted and ignored, there is no BatchNorm.
         dtype: compute dtype; parameters and embeddings are float32.
         size: pixels of the images it is made for, per side or (H, W); any size works.
@@ -277,7 +278,7 @@ class Model(nn.Module):
     layer_scale: float = 1e-6
     dropout: float = 0.0
     drop_path: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     axis: common.Axis = None
     dtype: Any = jnp.float32
     size: int | tuple[int, int] = 112
@@ -315,7 +316,7 @@ class Model(nn.Module):
             for j in range(blocks):
                 attends = j >= blocks - self.attention[i]
                 kind: Any = _AttentionBlock if attends else _ConvBlock
-                block = (nn.remat(kind) if self.remat else kind)(
+                block = common.remat(kind, self.remat)(
                     kernel=self.kernels[i],
                     scales=self.scales[i],
                     heads=self.heads,

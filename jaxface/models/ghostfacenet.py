@@ -276,7 +276,8 @@ class Model(nn.Module):
         bias: whether the last layer has one.
         dim: D, the embedding size.
         dropout: rate before the last layer, 0 <= rate < 1.
-        remat: recompute bottlenecks in the backward pass, for less memory.
+        remat: recompute bottlenecks in the backward pass, for less memory;
+            or a key of `common.POLICIES`.
         axis: mesh axis name(s) BatchNorm is synced over in training; None: local.
         dtype: compute dtype; parameters, statistics and embeddings are float32.
         size: pixels of the images it is made for, per side or (H, W); any size works,
@@ -293,7 +294,7 @@ class Model(nn.Module):
     bias: bool = False
     dim: int = 512
     dropout: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     axis: common.Axis = None
     dtype: Any = jnp.float32
     size: int | tuple[int, int] = 112
@@ -328,7 +329,7 @@ class Model(nn.Module):
         x = _stem(_channels(16 * self.width), self.stem_stride, same, self.dtype)(x)
         x = common.activate(norm(name="stem_bn")(x), "prelu", name="stem_prelu")
         for i, (kernel, stride, inner, features, gated) in enumerate(rows):
-            block = nn.remat(_Bottleneck) if self.remat else _Bottleneck
+            block = common.remat(_Bottleneck, self.remat)
             x = block(
                 kernel=kernel,
                 stride=stride,

@@ -126,7 +126,8 @@ class Model(nn.Module):
         width: factor on all channels but the embedding's; no layer gets less than 4.
         dim: D, the embedding size.
         dropout: rate before the dense layer, 0 <= rate < 1.
-        remat: recompute blocks in the backward pass, for less memory.
+        remat: recompute blocks in the backward pass, for less memory;
+            or a key of `common.POLICIES`.
         axis: mesh axis name(s) BatchNorm is synced over in training; None: local.
         dtype: compute dtype; parameters, statistics and embeddings are float32.
         size: pixels of the images it is made for, per side or (H, W); any from 75 on
@@ -140,7 +141,7 @@ class Model(nn.Module):
     width: float = 1.0
     dim: int = 512
     dropout: float = 0.6
-    remat: bool = False
+    remat: bool | str = False
     axis: common.Axis = None
     dtype: Any = jnp.float32
     size: int | tuple[int, int] = 160
@@ -203,11 +204,11 @@ class Model(nn.Module):
 
     def _trunk(self, x: jax.Array, block: Any) -> jax.Array:
         residual = functools.partial(
-            nn.remat(_Residual) if self.remat else _Residual,
+            common.remat(_Residual, self.remat),
             block=block,
             dtype=self.dtype,
         )
-        reduction = nn.remat(_Reduction) if self.remat else _Reduction
+        reduction = common.remat(_Reduction, self.remat)
         kinds = (
             (self._wide(32), 0.17),
             (self._cross(128, 7), 0.10),

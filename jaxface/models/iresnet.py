@@ -129,7 +129,8 @@ class Model(nn.Module):
         affine: what the last norm learns: "both", "bias" or "none"; "" is the head's
             own, for E "bias".
         dropout: rate before the dense layer, 0 <= rate < 1.
-        remat: recompute blocks in the backward pass: less memory, a third more time.
+        remat: recompute blocks in the backward pass: less memory, a third more time;
+            or a key of `common.POLICIES`.
         axis: mesh axis name(s) BatchNorm is synced over in training; None: local.
         dtype: compute dtype; parameters, statistics and embeddings are float32.
         size: pixels of the images it is made for, per side or (H, W); any size works,
@@ -155,7 +156,7 @@ class Model(nn.Module):
     head: str = "E"
     affine: str = ""
     dropout: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     axis: common.Axis = None
     dtype: Any = jnp.float32
     size: int | tuple[int, int] = 112
@@ -222,7 +223,7 @@ class Model(nn.Module):
             kernel_init=init,
         )
         return functools.partial(
-            nn.remat(_Block) if self.remat else _Block,
+            common.remat(_Block, self.remat),
             kind=self.block,
             activation=self.activation,
             middle_norm=self.middle_norm,

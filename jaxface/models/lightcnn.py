@@ -111,7 +111,8 @@ class Model(nn.Module):
         dim: D, the embedding size.
         dropout: rate, 0 <= rate < 1; on the embedding in training, as in the
             originals, and with head "E" before its dense layer.
-        remat: recompute blocks in the backward pass: less memory, a third more time.
+        remat: recompute blocks in the backward pass: less memory, a third more time;
+            or a key of `common.POLICIES`.
         axis: mesh axis name(s) the BatchNorm of head "E" is synced over; None: local.
             Without that head there is none.
         dtype: compute dtype; parameters, the head and embeddings are float32.
@@ -130,7 +131,7 @@ class Model(nn.Module):
     head: str = "mfm"
     dim: int = 256
     dropout: float = 0.5
-    remat: bool = False
+    remat: bool | str = False
     axis: common.Axis = None
     dtype: Any = jnp.float32
     size: int | tuple[int, int] = 128
@@ -160,7 +161,7 @@ class Model(nn.Module):
         self._check()
         if self.grey:
             x = self._to_grey(x)
-        block = nn.remat(_Block) if self.remat else _Block
+        block = common.remat(_Block, self.remat)
         x = _Mfm(self.widths[0], self.kernel, self.dtype, name="conv1")(x)
         x = _pool(x, self.pool)
         after = (*self.widths[1:], self.widths[-1])

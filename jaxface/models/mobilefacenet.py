@@ -80,7 +80,8 @@ class Model(nn.Module):
             own, for GDC "both".
         bias: whether the head's dense layer has one.
         dropout: rate before the dense layer, 0 <= rate < 1.
-        remat: recompute bottlenecks in the backward pass, for less memory.
+        remat: recompute bottlenecks in the backward pass, for less memory;
+            or a key of `common.POLICIES`.
         axis: mesh axis name(s) BatchNorm is synced over in training; None: local.
         dtype: compute dtype; parameters, statistics and embeddings are float32.
         size: pixels of the images it is made for, per side or (H, W); any size works,
@@ -101,7 +102,7 @@ class Model(nn.Module):
     affine: str = ""
     bias: bool = False
     dropout: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     axis: common.Axis = None
     dtype: Any = jnp.float32
     size: int | tuple[int, int] = 112
@@ -131,7 +132,7 @@ class Model(nn.Module):
         )
         block = functools.partial(_ConvBlock, norm=norm, activation=self.activation)
         bottleneck = functools.partial(
-            nn.remat(_Bottleneck) if self.remat else _Bottleneck,
+            common.remat(_Bottleneck, self.remat),
             activation=self.activation,
             norm=norm,
             dtype=self.dtype,

@@ -114,7 +114,8 @@ class Model(nn.Module):
             those of stride 2 always do. The paper's are 0 and never learned.
         init_as: whose first weights, a key of `INITS`.
         dropout: rate before the dense layer, 0 <= rate < 1; 0 in all variants.
-        remat: recompute blocks in the backward pass: less memory, a third more time.
+        remat: recompute blocks in the backward pass: less memory, a third more time;
+            or a key of `common.POLICIES`.
         axis: mesh axis name(s) BatchNorm is synced over in training; None: local.
         dtype: compute dtype; parameters, statistics, the dense layer and embeddings
             are float32.
@@ -134,7 +135,7 @@ class Model(nn.Module):
     block_bias: bool = False
     init_as: str = "caffe"
     dropout: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     axis: common.Axis = None
     dtype: Any = jnp.float32
     size: int | tuple[int, int] = (112, 96)
@@ -165,7 +166,7 @@ class Model(nn.Module):
         full = common.wide(self.dtype)
         norm = functools.partial(common.batch_norm, train=train, axis=self.axis)
         block = functools.partial(
-            nn.remat(_Block) if self.remat else _Block,
+            common.remat(_Block, self.remat),
             activation=self.activation,
             after_sum=self.after_sum,
             zero_bias=init.zero_bias,

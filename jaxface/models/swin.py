@@ -188,7 +188,8 @@ class Model(nn.Module):
         dropout: rate after the patches and in the blocks, 0 in all variants.
         drop_path: rate at which a branch of the last block is dropped; it grows evenly
             from 0 in the first.
-        remat: recompute blocks in the backward pass, for less memory.
+        remat: recompute blocks in the backward pass, for less memory;
+            or a key of `common.POLICIES`.
         axis: mesh axis name(s) the head's BatchNorm is synced over; None: local.
         dtype: compute dtype of patches and blocks; parameters, the sums between
             blocks, attention, the head and embeddings are float32.
@@ -208,7 +209,7 @@ class Model(nn.Module):
     dim: int = 512
     dropout: float = 0.0
     drop_path: float = 0.2
-    remat: bool = False
+    remat: bool | str = False
     axis: common.Axis = None
     dtype: Any = jnp.float32
     size: int | tuple[int, int] = 224
@@ -300,7 +301,7 @@ class Model(nn.Module):
         dense = functools.partial(dense, dtype=self.dtype)
         norm = functools.partial(norm, dtype=self.dtype)
         block = functools.partial(
-            nn.remat(_Block) if self.remat else _Block,
+            common.remat(_Block, self.remat),
             expand=self.expand,
             dropout=self.dropout,
             train=train,

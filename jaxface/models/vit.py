@@ -123,7 +123,8 @@ class Model(nn.Module):
         mask: share of the tokens left out in training, 0 <= mask < 1. At 0 the
             parameter `mask_token` exists and does nothing, as in arcface_torch; None
             is 0 without it, as in CVLface.
-        remat: recompute blocks in the backward pass, for less memory.
+        remat: recompute blocks in the backward pass, for less memory;
+            or a key of `common.POLICIES`.
         axis: mesh axis name(s) the head's BatchNorm is synced over; None: local.
         dtype: compute dtype of patches and blocks; parameters, the sums between
             blocks, attention, the head and embeddings are float32.
@@ -143,7 +144,7 @@ class Model(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.1
     mask: float | None = 0.1
-    remat: bool = False
+    remat: bool | str = False
     axis: common.Axis = None
     dtype: Any = jnp.float32
     size: int | tuple[int, int] = 112
@@ -245,7 +246,7 @@ class Model(nn.Module):
         norm = functools.partial(
             nn.LayerNorm, epsilon=1e-5, param_dtype=full, use_fast_variance=False
         )
-        block = nn.remat(_Block) if self.remat else _Block
+        block = common.remat(_Block, self.remat)
         for i, rate in enumerate(np.linspace(0, self.drop_path, self.stages[0])):
             x = block(
                 heads=self.heads,

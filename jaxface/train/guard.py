@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxface import parallel
 
+LARGEST = 24  # log2 of a loss scale: float32 still holds what is summed
 _MOVED = ("batch_stats", "margin_state")
 _UPDATED = ("params", "head", "margin_params", "opt_state", "ema")
 
@@ -33,12 +34,16 @@ class Policy:
         after: so many in a row are too many.
         times: how often too many lead back to the last good checkpoint, not to an end.
         factor: of the learning rate, each time.
+        growth: steps without overflow after which the loss scale doubles; 0: no scale.
+        scale: log2 of the first loss scale.
     """
 
     skips: bool = False
     after: int = 1
     times: int = 0
     factor: float = 1.0
+    growth: int = 0
+    scale: int = 0
 
 
 STOP = Policy()
@@ -49,10 +54,17 @@ def first(policy: Policy) -> dict[str, np.ndarray]:
 
     Returns:
         skipped: steps left out, in all; in_row: of those the latest ones;
-        rollbacks: returns to a checkpoint. [] int32.
+        rollbacks: returns to a checkpoint; scale: log2 of the loss scale; clean: steps
+        since that changed. [] int32.
     """
+    if not policy.skips:
+        return {}
     names = ("skipped", "in_row") + ("rollbacks",) * (policy.times > 0)
-    return {name: np.zeros((), np.int32) for name in names} if policy.skips else {}
+    counts = {name: np.zeros((), np.int32) for name in names}
+    if policy.growth:
+        counts |= {"scale": np.asarray(policy.scale, np.int32)}
+        counts |= {"clean": np.zeros((), np.int32)}
+    return counts
 
 
 def judged(
@@ -71,7 +83,7 @@ def judged(
         old: state before the step.
         new: with the step's statistics.
         loss: [] of the whole batch.
-        norm: [] of the backbone's gradient.
+        norm: [] of the backbone's gradient, which it speaks for.
         g: gradients, the head's of this device's rows.
         policy: which skips.
         axis: mesh axis name(s) the head's rows are split over.
@@ -83,12 +95,16 @@ def judged(
     # is no gradient to follow either.
     rows = {"head": g["head"], "statistics": new.margin_state}
     size = parallel.psum(_squares(rows), axis)
-    size += _squares((g["params"], g["margin"], new.batch_stats)) + loss + norm
+    size += _squares((g["margin"], new.batch_stats)) + loss + norm
     bad = ~jnp.isfinite(size)
     counts = dict(old.faults)
     counts["skipped"] = counts["skipped"] + bad
     counts["in_row"] = jnp.where(bad, counts["in_row"] + 1, 0)
     metrics = dict(counts)
+    if policy.growth:
+        metrics["loss_scale"] = loss_scale(counts)
+        del metrics["scale"], metrics["clean"]
+        counts |= _rescaled(counts, bad, policy)
     if policy.times:
         metrics["lr_factor"] = rate(counts, policy)
     return _chosen(bad, old, new, _MOVED).replace(faults=counts), metrics
@@ -98,6 +114,25 @@ def kept(state: Any, updated: Any) -> Any:
     """Return the updated state, or the one before where the step was left out."""
     bad = state.faults["in_row"] > 0
     return _chosen(bad, state, updated, _UPDATED)
+
+
+def loss_scale(faults: Any) -> jax.Array:
+    """Return what the loss is multiplied by before its gradient is taken, 2^scale."""
+    return jnp.exp2(faults["scale"].astype(jnp.float32))
+
+
+def _rescaled(counts: Any, bad: jax.Array, policy: Policy) -> dict[str, jax.Array]:
+    """Halve after an overflow, double after `growth` steps without one.
+
+    Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2.
+    """
+    clean = jnp.where(bad, 0, counts["clean"] + 1)
+    grows = clean >= policy.growth
+    scale = counts["scale"] - bad + grows
+    return {
+        "scale": jnp.clip(scale, 0, LARGEST),
+        "clean": jnp.where(grows, 0, clean),
+    }
 
 
 def rate(faults: Any, policy: Policy) -> jax.Array:

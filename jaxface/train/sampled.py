@@ -28,6 +28,7 @@ def make_body(
     make_grads: Callable[[Loss], Callable[[steps.TrainState, Batch], Any]],
     update: Callable[[Any, steps.TrainState], steps.TrainState],
     axis: parallel.Axis,
+    classes: parallel.Axis = None,
     clip: float = 0.0,
 ) -> parallel.Step:
     """Make the whole step, written for one device.
@@ -37,16 +38,19 @@ def make_body(
         make_grads: `step.make_grads` for a given loss, everything else bound.
         update: from `step.make_update`; its optimizer must be element-wise, for it
             sees the sampled rows only, and of those only this device's.
-        axis: mesh axis name(s) for the collectives; None for one device.
+        axis: mesh axis name(s) of the batch; None for one device.
+        classes: those along which the head is split, as for `make_grads`; None: all.
         clip: largest norm of the head's gradient in each class shard; 0: off.
 
     Returns:
         body(state, batch) -> (state, metrics), for `parallel.compile_body`.
     """
+    split = axis if classes is None else classes
 
     def body(state: steps.TrainState, batch: Batch) -> Any:
         _, key = jax.random.split(steps.step_key(state))
-        found = loss.sample(batch["label"], key=key, axis=axis)
+        label = parallel.gather(batch["label"], parallel.rest(axis, split))
+        found = loss.sample(label, key=key, axis=split)
         few = _map_classes(lambda x: parallel.take_rows(x, found), state)
         g, few, metrics = make_grads(loss.over(found.id))(few, batch)
         if clip > 0:

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
-from jaxface import parallel
+from jaxface import parallel, parts
 from jaxface.train import guard, multipliers
 from jaxface.types import Batch, Loss
 
@@ -123,6 +124,9 @@ def make_grads(
     loss: Loss,
     *,
     axis: parallel.Axis,
+    classes: parallel.Axis = None,
+    cut: Any = None,
+    gathers: bool = False,
     clip: float = 0.0,
     frozen: Callable[[str], bool] = lambda path: False,
     frozen_stats: bool = False,
@@ -135,7 +139,12 @@ def make_grads(
     Args:
         model: backbone; its BatchNorm may be synced over the same axis or local.
         loss: returns this device's share.
-        axis: mesh axis name(s) for the collectives; None for one device.
+        axis: mesh axis name(s) of the batch; None for one device.
+        classes: those of them along which the head is split; None: all. Devices with
+            the same rows are a group that has a part of the batch: what a margin rule
+            learns of the batch moves to the mean of the groups, as under `accumulated`.
+        cut: how the backbone's gradients leave, in parts; see `parts.cut`. None: whole.
+        gathers: its parameters come in such parts too.
         clip: largest global norm of the backbone's gradient; 0 turns it off.
         frozen: path -> whether its gradient is left out and given as zero; `tx` must
             leave it alone too, see `multipliers.scaled`.
@@ -151,9 +160,13 @@ def make_grads(
     Returns:
         grads(state, batch) -> (gradients, state with new statistics, metrics).
     """
-    share_of = _make_share(model, loss, axis=axis, train=not frozen_stats)
+    classes = axis if classes is None else classes
+    groups = parallel.rest(axis, classes)
+    share_of = _make_share(model, loss, axis=classes, train=not frozen_stats)
 
     def grads(state: TrainState, batch: Batch) -> Any:
+        specs = jax.tree.map(lambda _: P(), state.params) if cut is None else cut
+        scale = guard.loss_scale(state.faults) if policy.growth else 1
         # Only what moves is differentiated, so the rest costs no backward pass, and
         # no sum over devices.
         moving, fixed = _split(state.trainable, frozen)
@@ -163,32 +176,48 @@ def make_grads(
 
         def share(moving: Any, carried: Any, part: Batch) -> Any:
             stats, rows = carried
+            weights = _joined(moving, fixed)
+            if gathers:
+                weights["params"] = parts.whole(weights["params"], specs, axis=axis)
             total, ((stats, new), metrics) = share_of(
-                _joined(moving, fixed), (stats, {**rest, **rows}), part, step_key(state)
+                weights, (stats, {**rest, **rows}), part, step_key(state)
             )
+            total = total * scale / parallel.axis_size(groups)
             rows, moved = _by_class(new)
             return total, ((stats, rows), (moved, metrics))
 
-        pieces = accumulated(jax.value_and_grad(share, has_aux=True), microbatches)
+        one = parts.regathered(share) if gathers else share
+        pieces = accumulated(jax.value_and_grad(one, has_aux=True), microbatches)
 
-        def gradient(moving: Any) -> Any:
+        def gradient(moving: Any, specs: Any) -> Any:
             (total, aux), g = pieces(moving, (state.batch_stats, rows), batch)
             # Shares sum to the mean, so replicated leaves are summed, never averaged;
-            # head rows live on one device and already have their whole gradient.
-            g["params"], g["margin"], total = parallel.psum(
-                (g["params"], g["margin"], total), axis
-            )
+            # head rows live in one place of each group and have its whole gradient.
+            g["params"] = parts.summed(g["params"], specs, axis=axis, given=gathers)
+            g["margin"], total = parallel.psum((g["margin"], total), axis)
+            g["head"] = parallel.psum(g["head"], groups)
+            g, total = jax.tree.map(lambda x: x / scale, (g, total))
             return g, total, aux
 
-        g, total, ((stats, rows), (moved, metrics)) = gradient(moving)
-        moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, rest)
         if sam > 0:
-            g, _, _ = gradient(_ascended(moving, g, rho=sam, axis=axis))
-        norm = optax.tree.norm(g["params"])
+            # the ascent is of the weights as they lie here, whole or in parts
+            lie = specs if gathers else jax.tree.map(lambda _: P(), specs)
+            first, total, aux = gradient(moving, lie)
+            there = _ascended(moving, first, lie, rho=sam, axis=axis, classes=classes)
+            g, _, _ = gradient(there, specs)
+        else:
+            g, total, aux = gradient(moving, specs)
+        (stats, rows), (moved, metrics) = aux
+        moved, metrics = parallel.pmean((moved, metrics), groups)
+        moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, rest)
+        norm = jnp.sqrt(parts.squares(g["params"], specs, axis=axis))
         if clip > 0:
             factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
             g["params"] = optax.tree.scale(factor, g["params"])
-        g = _joined(g, jax.tree.map(jnp.zeros_like, fixed))
+        still = jax.tree.map(jnp.zeros_like, fixed)
+        if not gathers:
+            still["params"] = parts.own(still["params"], specs, axis=axis)
+        g = _joined(g, still)
         # Synced statistics are equal already; local ones must become one state. The
         # mean of equal numbers is not always that number, so frozen ones are passed by.
         stats = state.batch_stats if frozen_stats else parallel.pmean(stats, axis)
@@ -196,7 +225,7 @@ def make_grads(
         metrics |= {"loss": total, "grad_norm": norm}
         if policy.skips:
             new, counts = guard.judged(
-                state, new, loss=total, norm=norm, g=g, policy=policy, axis=axis
+                state, new, loss=total, norm=norm, g=g, policy=policy, axis=classes
             )
             metrics |= counts
         return g, new, metrics
@@ -321,12 +350,20 @@ def _make_share(
     return share_of
 
 
-def _ascended(weights: Any, g: Any, *, rho: float, axis: parallel.Axis) -> Any:
+def _ascended(
+    weights: Any,
+    g: Any,
+    specs: Any,
+    *,
+    rho: float,
+    axis: parallel.Axis,
+    classes: parallel.Axis,
+) -> Any:
     """Return w + rho g / |g|, as SAM eq. (2) for p = 2 (Foret et al., ICLR 2021)."""
-    rest = {"params": g["params"], "margin": g["margin"]}
-    # each device has some rows of the head, and all of the rest
-    squares = parallel.psum(optax.tree.norm(g["head"], squared=True), axis)
-    length = jnp.sqrt(squares + optax.tree.norm(rest, squared=True))
+    # each device has some rows of the head, and all of the margin's numbers
+    rows = parallel.psum(optax.tree.norm(g["head"], squared=True), classes)
+    rows += optax.tree.norm(g["margin"], squared=True)
+    length = jnp.sqrt(rows + parts.squares(g["params"], specs, axis=axis))
     factor = rho / jnp.maximum(length, 1e-12)
     return jax.tree.map(lambda w, x: w + factor * x, weights, g)
 
