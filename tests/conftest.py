@@ -1,5 +1,6 @@
 """Eight CPU devices, a compilation cache, and no silent broadcasting."""
 
+import gc
 import os
 import pathlib
 from importlib import metadata
@@ -19,6 +20,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
+
+# Tracing makes millions of small objects, which the collector would look through.
+gc.freeze()
+gc.set_threshold(200_000, 50, 50)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
