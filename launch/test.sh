@@ -5,6 +5,7 @@
 #   bash launch/test.sh --fast      without the tests marked slow
 #   bash launch/test.sh --fresh     in a new environment, removed afterwards
 #   bash launch/test.sh --peers     with PyTorch, for the twins
+#   bash launch/test.sh --thorough  with what is otherwise left out for its length
 #
 # Other arguments go to pytest, as in: bash launch/test.sh -k margin
 set -euo pipefail

@@ -31,7 +31,19 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="run tests marked thorough too"
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    if not config.getoption("thorough"):
+        left = [item for item in items if "thorough" in item.keywords]
+        items[:] = [item for item in items if "thorough" not in item.keywords]
+        config.hook.pytest_deselected(items=left)
     if REAL.is_dir():
         return
     skip = pytest.mark.skip(reason=f"real faces are not at {REAL}")

@@ -385,15 +385,29 @@ def test_the_smallest_published_network_trains_on_eight_devices(name):
     trains_on_eight_devices(on_small_images(f"{name}.{smallest(name)}"))
 
 
-LARGEST = {n: list(module.PUBLISHED)[-1] for n, module in FAMILIES.items()}
+def a_block_a_stage(name):
+    return tuple(min(n, 1) for n in VARIANTS[name]().stages)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in LARGEST if LARGEST[n] != smallest(n)])
-def test_the_largest_cut_to_a_block_a_stage_trains_on_eight_devices(name):
-    name = f"{name}.{LARGEST[name]}"
-    stages = tuple(min(n, 1) for n in VARIANTS[name]().stages)
-    trains_on_eight_devices(on_small_images(name, stages=stages))
+def cut(name):
+    """A published network of one block a stage."""
+    return on_small_images(name, stages=a_block_a_stage(name))
+
+
+def cuts():
+    """The networks that differ when cut; beyond a family's largest, `thorough`."""
+    largest = [f"{n}.{list(module.PUBLISHED)[-1]}" for n, module in FAMILIES.items()]
+    others = [n for n in VARIANTS if hasattr(VARIANTS[n](), "stages")]
+    names = [n for n in others + largest if n not in FIRST]
+    different = {repr(cut(name)()): name for name in names}  # the last of those alike
+    for name in sorted(different.values()):
+        kind = "slow" if name in largest else "thorough"
+        yield pytest.param(name, marks=getattr(pytest.mark, kind))
+
+
+@pytest.mark.parametrize("name", [*cuts()])
+def test_a_network_cut_to_a_block_a_stage_trains_on_eight_devices(name):
+    trains_on_eight_devices(cut(name))
 
 
 @every_small
@@ -408,8 +422,7 @@ def test_the_smallest_published_network_can_be_lowered(name):
 @quick([n for n in VARIANTS if hasattr(VARIANTS[n](), "stages")])
 def test_one_block_a_stage_is_a_network_too(name):
     whole = VARIANTS[name]()
-    cut = VARIANTS[name](stages=tuple(min(n, 1) for n in whole.stages))
-    variables, embedding = shapes(cut)
+    variables, embedding = shapes(VARIANTS[name](stages=a_block_a_stage(name)))
     assert embedding.shape == (2, whole.dim)
     assert count(variables["params"]) <= count(variant_shapes(name)[1]["params"])
 
