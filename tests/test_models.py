@@ -189,12 +189,13 @@ FIRST = {f"{name}.{smallest(name)}" for name in FAMILIES}
 FIRST |= {f"{name}.tiny" for name in FAMILIES}
 
 
+def unless_first(name):
+    return [] if name in FIRST else pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [
-        pytest.param(name, "float32", marks=[] if name in FIRST else pytest.mark.slow)
-        for name in VARIANTS
-    ]
+    [pytest.param(n, "float32", marks=unless_first(n)) for n in VARIANTS]
     + [(f"{name}.tiny", "bfloat16") for name in FAMILIES],
 )
 def test_embedding_and_parameters_are_float32(name, dtype):
@@ -217,7 +218,9 @@ def test_input_is_declared(make):
     assert (told.color, told.mean, told.std) == ("bgr", (1.0, 2.0, 3.0), 4.0)
 
 
-@quick(PUBLISHED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=unless_first(n)) for n in PUBLISHED]
+)
 def test_parameters_and_multiply_adds_are_the_published_ones(name):
     figures = PUBLISHED[name]
     model, variables, _ = variant_shapes(name)
