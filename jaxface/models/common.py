@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxface.models import normalize
+
 Axis = str | tuple[str, ...] | None  # mesh axis name(s) of collectives
 Pixels = float | tuple[float, float, float]  # of all channels, or one per channel
 
@@ -88,12 +90,8 @@ def batch_norm(
     epsilon: float = 1e-5,
     zero: bool = False,
     name: str | None = None,
-) -> nn.BatchNorm:
+) -> normalize.BatchNorm:
     """Make a BatchNorm with torch's momentum (0.1, here 0.9) and epsilon.
-
-    The variance takes two passes over the batch: E[x^2] - E[x]^2 cancels where
-    the mean is large. The running variance is flax's, the biased one; torch keeps
-    the unbiased, larger by N / (N - 1) for N = B H W values per channel.
 
     Args:
         train: normalise by the batch and update the running statistics.
@@ -105,19 +103,15 @@ def batch_norm(
         zero: start from scale 0, not 1: a branch that ends so adds nothing at first.
         name: of the module.
     """
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=epsilon,
+    return normalize.BatchNorm(
+        train=train,
+        axis=axis,
         dtype=dtype,
-        param_dtype=wide(dtype),
+        full=wide(dtype),
         use_scale=use_scale,
         use_bias=use_bias,
+        epsilon=epsilon,
         scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
-        # flax hands it to lax.pmean, which takes several names
-        axis_name=axis,  # type: ignore[arg-type]
-        use_fast_variance=False,
-        force_float32_reductions=wide(dtype) == jnp.float32,
         name=name,
     )
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxface.models import common, depthwise, heads
+from jaxface.models import common, depthwise, heads, normalize
 from jaxface.types import Port, Published
 
 _init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
@@ -174,7 +174,7 @@ class _Bottleneck(nn.Module):
     attention: bool
     same: bool
     slope: float
-    norm: Callable[..., nn.BatchNorm]
+    norm: Callable[..., normalize.BatchNorm]
     dtype: Any
 
     @nn.compact

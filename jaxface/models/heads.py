@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.models import common, depthwise
+from jaxface.models import common, depthwise, normalize
 
 AFFINE = {  # of the last norm: what is learned there
     "both": {},
@@ -72,7 +72,7 @@ class _Head(nn.Module):
     """
 
     dim: int
-    norm: Callable[..., nn.BatchNorm]
+    norm: Callable[..., normalize.BatchNorm]
     dropout: float = 0.0
     dtype: Any = jnp.float32
     bias: bool = False

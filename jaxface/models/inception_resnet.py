@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.models import common
+from jaxface.models import common, normalize
 from jaxface.types import Port, Published
 
 # facenet's, for every layer; facenet-pytorch has torch's own and expects to load
@@ -40,7 +40,7 @@ class _ConvBlock(nn.Module):
     kernel: tuple[int, int]
     stride: int
     pad: bool
-    norm: Callable[..., nn.BatchNorm]
+    norm: Callable[..., normalize.BatchNorm]
     dtype: Any
 
     @nn.compact

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.models import common, heads
+from jaxface.models import common, heads, normalize
 from jaxface.types import Port, Published
 
 # First weights of (convolutions, the dense layer; None: as its head has them). The
@@ -73,7 +73,7 @@ class _Block(nn.Module):
     zero_init: bool
     conv: Callable[..., nn.Conv]
     dense: Callable[..., nn.Dense]
-    norm: Callable[..., nn.BatchNorm]
+    norm: Callable[..., normalize.BatchNorm]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

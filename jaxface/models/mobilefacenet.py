@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.models import common, depthwise, heads
+from jaxface.models import common, depthwise, heads, normalize
 from jaxface.types import Port, Published
 
 
@@ -27,7 +27,7 @@ class _ConvBlock(nn.Module):
     """A layer, BatchNorm, activation ("" leaves the result linear)."""
 
     layer: Callable[..., nn.Module]
-    norm: Callable[..., nn.BatchNorm]
+    norm: Callable[..., normalize.BatchNorm]
     activation: str = ""
 
     @nn.compact
@@ -46,7 +46,7 @@ class _Bottleneck(nn.Module):
     stride: int
     residual: bool
     activation: str
-    norm: Callable[..., nn.BatchNorm]
+    norm: Callable[..., normalize.BatchNorm]
     dtype: Any
 
     @nn.compact

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.models import common
+from jaxface.models import common, normalize
 from jaxface.types import Port, Published
 
 
@@ -68,7 +68,7 @@ class _Block(nn.Module):
     use_bias: bool
     zero_bias: bool
     conv: Callable[..., nn.Conv]
-    norm: Callable[..., nn.BatchNorm] | None
+    norm: Callable[..., normalize.BatchNorm] | None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxface.models import common
+from jaxface.models import common, normalize
 from jaxface.types import Port, Published
 
 # Theirs is cut off at 2, not at 2 standard deviations: a hundred of them.
@@ -91,7 +91,7 @@ class _Head(nn.Module):
     hidden: int
     dim: int
     dense: Callable[..., nn.Dense]
-    norm: Callable[..., nn.BatchNorm]
+    norm: Callable[..., normalize.BatchNorm]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
