@@ -75,7 +75,6 @@ def train(
                 if error.rollbacks >= run.policy.times:
                     raise FloatingPointError(_lost(error, c, manager)) from None
                 start, state = _rolled_back(run, manager, error)
-        saver.finish()
     manager.close()
     seconds = time.monotonic() - begun
     logging.info("trained to step %d, which is saved, in %.0f s", state.step, seconds)
@@ -130,7 +129,7 @@ def _train_on(
             boards=_boards(c, workdir, start) if jax.process_index() == 0 else (),
             after=run.policy.after,
         ) as log:
-            return loop.run(
+            state = loop.run(
                 state,
                 step=step,
                 batches=batches,
@@ -144,6 +143,8 @@ def _train_on(
                 save_every=run.every(c.checkpoint.every),
                 stop=stop,
             )
+            saver.finish()  # in here: its error is the one to end with
+            return state
     finally:
         loader.close()
         saver.settle()

@@ -33,6 +33,12 @@ FLAGS = (
     *("--config.mesh.cpu_devices=1", "--config.optim.ema=0.9"),
     *("--config.train.nonfinite=rollback", "--config.log.csv=True"),
 )
+QUICK = {
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "--xla_backend_optimization_level=1",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 
 
 def start(workdir: pathlib.Path, *, steps: int, processes: int) -> subprocess.Popen:
@@ -43,16 +49,11 @@ def start(workdir: pathlib.Path, *, steps: int, processes: int) -> subprocess.Po
     if processes > 1:
         script = [sys.executable, "launch/local.py", "-n", str(processes), "--"]
         script += ["launch/train.py"]
-    quick = {
-        "XLA_FLAGS": "--xla_backend_optimization_level=1",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     with workdir.with_name(f"{workdir.name}.log").open("a") as said:
         return subprocess.Popen(
             [*script, *line],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | quick,
+            env=os.environ | QUICK,
             stdout=said,
             stderr=said,
             start_new_session=True,
