@@ -1,16 +1,20 @@
 """Kill a run again and again, in saves and out: it ends as if nobody had.
 
     python tests/chaos.py --kills=20 --processes=2
+    python tests/chaos.py --kills=20 --devices=8,2,4
 
 A run of the tiny recipe, with averaged weights, is killed (SIGKILL, all processes at
 once) or told to stop (SIGTERM, exit code 75) at drawn moments and started again. In the
 end its state, best step, notes and logs are compared with those of a run left alone.
+With several numbers of devices, of each process, every start takes the next of them and
+losses are compared, to 1e-5: sums in another order are other bits.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import pathlib
@@ -30,8 +34,8 @@ SECONDS = 900  # of one start, at most, on a busy machine
 BEST = "unseen/accuracy"
 CONFIG = f"--config={ROOT}/tests/tiny.py"
 FLAGS = (
-    *("--config.mesh.cpu_devices=1", "--config.optim.ema=0.9"),
-    *("--config.train.nonfinite=rollback", "--config.log.csv=True"),
+    *("--config.optim.ema=0.9", "--config.train.nonfinite=rollback"),
+    "--config.log.csv=True",
 )
 QUICK = {
     "PYTHONPATH": str(ROOT),
@@ -41,9 +45,12 @@ QUICK = {
 }
 
 
-def start(workdir: pathlib.Path, *, steps: int, processes: int) -> subprocess.Popen:
+def start(
+    workdir: pathlib.Path, *, steps: int, processes: int, devices: int
+) -> subprocess.Popen:
     """Start a run as a user does, in a process group of its own."""
     line = [CONFIG, f"--workdir={workdir}", *FLAGS]
+    line += [f"--config.mesh.cpu_devices={devices}"]
     line += [f"--config.train.length={steps} steps"]
     script = [sys.executable, "launch/train.py"]
     if processes > 1:
@@ -149,15 +156,34 @@ def _like(tree, named):
     )
 
 
-def run(root: pathlib.Path, *, kills: int, processes: int, seed: int) -> dict:
+def losses(workdir: pathlib.Path) -> np.ndarray:
+    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return np.array([(row["step"], row["loss"]) for row in found if "loss" in row])
+
+
+def run(
+    root: pathlib.Path,
+    *,
+    kills: int,
+    processes: int,
+    seed: int,
+    devices: tuple[int, ...] = (1,),
+) -> dict:
     """Disturb a run so often; return what was done and what differs in the end."""
     draw, whole, killed = random.Random(seed), root / "whole", root / "killed"
     given = {"steps": 20 + 5 * (kills // 2), "processes": processes}
-    finish(start(whole, **given), whole)
+    finish(start(whole, devices=devices[0], **given), whole)
     done: collections.Counter[str] = collections.Counter()
+    turns = itertools.cycle(devices)
     while sum(done.values()) < kills:
-        done[disturb(start(killed, **given), killed, draw)] += 1
-    finish(start(killed, **given), killed)
+        running = start(killed, devices=next(turns), **given)
+        done[disturb(running, killed, draw)] += 1
+    finish(start(killed, devices=next(turns), **given), killed)
+    if len(set(devices)) > 1:
+        want, got = losses(whole), losses(killed)
+        apart = float(np.abs(got / want - 1).max())
+        differ = ["losses"] * (apart > 1e-5)
+        return {"done": done, "compared": len(want), "apart": apart, "differ": differ}
     want, got = ended(whole), ended(killed)
     differ = [k for k in want.keys() | got.keys() if want.get(k) != got.get(k)]
     return {"done": done, "compared": len(want), "differ": sorted(differ)}
@@ -168,7 +194,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--devices", default="1", help="of each process, as 8,2,4")
     given = vars(parser.parse_args())
+    given["devices"] = tuple(map(int, given["devices"].split(",")))
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
         found = run(pathlib.Path(folder), **given)
