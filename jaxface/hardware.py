@@ -42,8 +42,8 @@ _GPU = "NVIDIA's data sheet, SXM, dense: "
 # the interconnect, told for both directions, half. v4's page has no such line: there it
 # is the all-reduce bandwidth of a pod, 1.1 PB/s, over its 4,096 chips, by which others
 # come out at that half too (v5e: 51.2 TB/s over 256 chips; v6e: 102.4 TB/s over 256).
-# GPU: tensor cores without sparsity (Hopper's sheets state twice that, with it); half of
-# NVLink, which holds within a machine: between them it is what the network gives.
+# GPU: tensor cores without sparsity (Hopper's sheets state twice that, with it); half
+# of NVLink, which holds within a machine: between them it is what the network gives.
 CHIPS = {
     "v4": Chip(32 * 2**30, 275e12, 275e12, 1.2e12, 1.1e15 / 4096, _TPU + "v4"),
     "v5e": Chip(16e9, 197e12, 197e12, 819e9, 200e9, _TPU + "v5e"),

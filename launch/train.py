@@ -97,6 +97,11 @@ def check(values: dict) -> bool:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
+    flags.register_validator(
+        "workdir",
+        lambda path: "://" not in (path or ""),
+        "wanted a folder: mount the bucket, as gcsfuse does, and give its path",
+    )
     flags.register_multi_flags_validator(
         ["workdir", "dry_run"], check, "--workdir is wanted, or --dry_run"
     )
