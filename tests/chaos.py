@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -72,31 +73,47 @@ def rows(workdir: pathlib.Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def come(workdir: pathlib.Path, moment: str, *, past: int) -> bool:
-    """Tell whether a moment has come, in a run that began with so many rows."""
-    halves = list(workdir.glob("checkpoints/*tmp"))
+def halves(workdir: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Find the folders of saves that have not ended; a name may come again."""
+    found = {}
+    for half in workdir.glob("checkpoints/*tmp"):
+        with contextlib.suppress(FileNotFoundError):  # has ended meanwhile
+            found[half.stat().st_ino] = half
+    return found
+
+
+def come(workdir: pathlib.Path, moment: str, *, past: int, old: set[int]) -> bool:
+    """Tell whether a moment has come, in a run that began with so many rows.
+
+    Halves that an earlier kill has left, `old`, are no save of this run.
+    """
+    new = [half for key, half in halves(workdir).items() if key not in old]
     return {
         "starting": workdir.exists(),
         "training": rows(workdir) > past,
-        "saving": bool(halves) and rows(workdir) >= past,
-        "sealing": any((half / manifest.NAME).exists() for half in halves),
+        "saving": bool(new) and rows(workdir) >= past,
+        "sealing": any((half / manifest.NAME).exists() for half in new),
     }[moment]
 
 
 def disturb(
-    process: subprocess.Popen, workdir: pathlib.Path, draw: random.Random
+    process: subprocess.Popen,
+    workdir: pathlib.Path,
+    draw: random.Random,
+    *,
+    old: set[int],
 ) -> str:
     """Wait for a drawn moment and end the run; return what became of it."""
     moment = draw.choice(("starting", "training", "training", "saving", "sealing"))
     gentle = draw.random() < 0.3
     past = rows(workdir) + draw.randrange(6)
     deadline = time.monotonic() + SECONDS
-    while process.poll() is None and not come(workdir, moment, past=past):
+    while process.poll() is None and not come(workdir, moment, past=past, old=old):
         if time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)
             raise TimeoutError(f"waited {SECONDS} s for {moment} in {workdir}")
         time.sleep(0.001)
-    time.sleep(draw.random() * (1.0 if moment == "starting" else 0.01))
+    time.sleep(draw.random() * (8.0 if moment == "starting" else 0.01))
     if process.poll() is None and gentle:
         process.send_signal(signal.SIGTERM)
         code = process.wait(SECONDS)
@@ -176,8 +193,9 @@ def run(
     done: collections.Counter[str] = collections.Counter()
     turns = itertools.cycle(devices)
     while sum(done.values()) < kills:
+        old = set(halves(killed))
         running = start(killed, devices=next(turns), **given)
-        done[disturb(running, killed, draw)] += 1
+        done[disturb(running, killed, draw, old=old)] += 1
     finish(start(killed, devices=next(turns), **given), killed)
     if len(set(devices)) > 1:
         want, got = losses(whole), losses(killed)
