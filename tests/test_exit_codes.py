@@ -62,7 +62,12 @@ def test_a_stopped_run_and_the_same_command_again(tmp_path):
     assert code == processes.AGAIN == 75, said[-2000:]
     assert "stopped by a signal after step 7" in said
     assert whole_steps(tmp_path) == [5, 7]
-    for step in (5, 7):
+    (tmp_path / "checkpoints/7/state/_METADATA").unlink()
+    code, said = train(tmp_path)
+    assert code == 0, said[-2000:]
+    assert "DAMAGED CHECKPOINT, passed over: " in said
+    assert "resuming at step 5" in said
+    for step in (15, 20):
         (tmp_path / f"checkpoints/{step}/state/_METADATA").unlink()
     code, said = train(tmp_path)
     assert code == 1

@@ -72,8 +72,8 @@ class Saver:
     def _try(self, step: int) -> None:
         """Write a byte and remove it, before a save that could not be made is begun.
 
-        Orbax's threads wait for a folder that was not made, ten minutes, and with them
-        the end of the process.
+        Orbax's threads wait five minutes for a folder that could not be made, and with
+        them the end of the process.
         """
         probe = pathlib.Path(self.manager.directory) / f".probe-{jax.process_index()}"
         try:
