@@ -57,6 +57,11 @@ def open_manager(
     path = pathlib.Path(directory).absolute()
     if not create and not path.is_dir():
         raise FileNotFoundError(f"no checkpoints at {path}; train there first")
+    if create and jax.process_index() == 0:
+        for half in sorted(path.glob(f"*{_HALF}")):
+            logging.warning(
+                "HALF A CHECKPOINT, removed: %s; its save was cut off", half
+            )
     keepers: list[Any] = [policies.LatestN(keep)]
     best_fn = None
     if best:

@@ -42,7 +42,9 @@ def run(main: Callable[[], None]) -> None:
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Show what jaxface logs, and of other libraries only warnings.
 
-    Orbax tells of every file it touches, as information and as warnings alike.
+    Orbax tells of every file it touches, as information and as warnings alike, and of
+    a save that fails by three tracebacks: `train.saver` says it in a line, the file has
+    them all.
 
     Args:
         level: absl's; less important lines are not shown.
@@ -53,16 +55,32 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     handler = logging.get_absl_handler()
     handler.addFilter(_wanted)
     handler.addFilter(lambda record: record.levelno >= least)
+    handler.addFilter(lambda record: _DEBUG.value or "orbax" not in record.pathname)
 
 
 def log_to_file(path: pathlib.Path) -> None:
     """Append all that jaxface logs to a file too, made with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = standard.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.get_absl_handler().formatter)
     handler.addFilter(_wanted)
     logging.get_absl_logger().addHandler(handler)
     standard.getLogger().addHandler(handler)
+
+
+class _LogFile(standard.FileHandler):
+    """A log file whose disk may fail: said once, not by a traceback for every line."""
+
+    failed = False
+
+    def handleError(self, record: Any) -> None:  # noqa: N802
+        """Take what was raised for a line."""
+        if not self.failed:
+            error = sys.exc_info()[1]
+            print(
+                f"{self.baseFilename}: {error}; lines may be missing", file=sys.stderr
+            )
+        self.failed = True
 
 
 def _wanted(record: Any) -> bool:

@@ -26,14 +26,18 @@ from absl import logging
 from jaxface import atomic, checkpoint, config, embed, spec, teacher, transfer, types
 from jaxface.assembly import Run
 from jaxface.eval import clustering, overlap, strangers
-from jaxface.train import guard, loop, monitor, writers
+from jaxface.train import guard, loop, monitor, tracing, writers
 from jaxface.train import saver as savers
 from jaxface.train import step as steps
 from jaxface.types import Batch, Batches, Result, Source
 
 
 def train(
-    run: Run, workdir: str | pathlib.Path, *, beat: Callable[[], None] = lambda: None
+    run: Run,
+    workdir: str | pathlib.Path,
+    *,
+    beat: Callable[[], None] = lambda: None,
+    profile: tuple[int, int] | None = None,
 ) -> steps.TrainState:
     """Train to the end of the config, or until a signal ends it earlier.
 
@@ -44,7 +48,9 @@ def train(
         run: from `assembly.build`.
         workdir: gets config.json, classes.json, metrics.jsonl, events and
             checkpoints.
-        beat: called after every step, as a sign of life.
+        beat: called before every step, as a sign of life.
+        profile: steps to trace, first and last, counted from where this start begins;
+            into workdir/profile/process-I.
 
     Returns:
         The last state, which is saved: its step is below `run.total` after a signal.
@@ -66,16 +72,24 @@ def train(
     saver = savers.Saver(manager, home=workdir / "config.json")
     begun = time.monotonic()
     start, state = _start(run, manager)
-    with loop.stop_on_signals() as stop:
+    traces = workdir / "profile" / f"process-{jax.process_index()}"
+    with (
+        loop.stop_on_signals() as stop,
+        tracing.window(run.step, steps=profile, folder=traces) as traced,
+    ):
+
+        def step(state: Any, batch: Batch) -> Any:
+            beat()
+            return traced(state, batch)
+
         while True:
             try:
-                state = _train_on(run, workdir, saver, start, state, stop, beat)
+                state = _train_on(run, workdir, saver, start, state, stop, step)
                 break
             except monitor.NonFiniteLossError as error:
                 if error.rollbacks >= run.policy.times:
                     raise FloatingPointError(_lost(error, c, manager)) from None
                 start, state = _rolled_back(run, manager, error)
-        saver.finish()
     manager.close()
     seconds = time.monotonic() - begun
     logging.info("trained to step %d, which is saved, in %.0f s", state.step, seconds)
@@ -89,7 +103,7 @@ def _train_on(
     start: int,
     state: steps.TrainState,
     stop: threading.Event,
-    beat: Callable[[], None],
+    step: tracing.Step,
 ) -> steps.TrainState:
     """Train from a step to the end, a signal or a loss that is lost."""
     c = run.config
@@ -109,10 +123,6 @@ def _train_on(
             notes={"num_classes": run.source.num_classes, "faults": notes},
         )
 
-    def step(state: Any, batch: Batch) -> Any:
-        beat()
-        return run.step(state, batch)
-
     def evaluate(state: Any) -> dict[str, float]:
         return _with_best(
             scalars_of(run.evaluate(state.variables)), best=c.checkpoint.best
@@ -130,7 +140,7 @@ def _train_on(
             boards=_boards(c, workdir, start) if jax.process_index() == 0 else (),
             after=run.policy.after,
         ) as log:
-            return loop.run(
+            state = loop.run(
                 state,
                 step=step,
                 batches=batches,
@@ -144,6 +154,8 @@ def _train_on(
                 save_every=run.every(c.checkpoint.every),
                 stop=stop,
             )
+            saver.finish()  # in here: its error is the one to end with
+            return state
     finally:
         loader.close()
         saver.settle()

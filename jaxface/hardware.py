@@ -36,12 +36,16 @@ class Chip:
 
 
 _TPU = "docs.cloud.google.com/tpu/docs/"
-_GPU = "NVIDIA's data sheet, SXM, dense; "
+_GPU = "NVIDIA's data sheet, SXM, dense: "
 
-# Of a TPU half of its bidirectional interconnect; of a GPU half of NVLink, which holds
-# within one machine: between machines it is whatever the network gives.
+# TPU: peak in bfloat16, memory and interconnect per chip as those pages state them; of
+# the interconnect, told for both directions, half. v4's page has no such line: there it
+# is the all-reduce bandwidth of a pod, 1.1 PB/s, over its 4,096 chips, by which others
+# come out at that half too (v5e: 51.2 TB/s over 256 chips; v6e: 102.4 TB/s over 256).
+# GPU: tensor cores without sparsity (Hopper's sheets state twice that, with it); half
+# of NVLink, which holds within a machine: between them it is what the network gives.
 CHIPS = {
-    "v4": Chip(32e9, 275e12, 275e12, 1.228e12, 150e9, _TPU + "v4"),
+    "v4": Chip(32 * 2**30, 275e12, 275e12, 1.2e12, 1.1e15 / 4096, _TPU + "v4"),
     "v5e": Chip(16e9, 197e12, 197e12, 819e9, 200e9, _TPU + "v5e"),
     "v5p": Chip(95e9, 459e12, 459e12, 2.765e12, 600e9, _TPU + "v5p"),
     "v6e": Chip(32e9, 918e12, 918e12, 1.6e12, 400e9, _TPU + "v6e"),

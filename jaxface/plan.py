@@ -232,6 +232,9 @@ def _kinds(plan: Plan) -> list[tuple[str, str]]:
 
 def _predicted(plan: Plan) -> list[tuple[str, str]]:
     rows, where = [], plan.topology
+    if where.kind not in hardware.CHIPS:
+        why = f"cannot be told: no peak rates of a {where.kind} are known"
+        rows.append(("predicted step", why))
     if plan.seconds is not None:
         work, memory, sent = (1e3 * s for s in plan.seconds)
         total = max(work, memory) + sent

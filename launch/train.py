@@ -3,6 +3,7 @@
 python launch/train.py --config=configs/quickstart.py --workdir=/tmp/run
 python launch/train.py --config=... --workdir=... --config.optim.lr=0.05
 python launch/train.py --config=... --dry_run      # two steps, nothing is written
+python launch/train.py --config=... --workdir=... --profile=10,20      # trace those
 
 On several machines, on each: --coordinator=HOST:PORT --processes=N --process=I, or
 --coordinator=auto on TPU VMs, GKE and SLURM.
@@ -23,6 +24,12 @@ from jaxface import assembly, cli, experiment, parallel, processes, rehearsal
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and logs go.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Take two steps and write nothing.")
+_PROFILE = flags.DEFINE_list(
+    "profile",
+    [],
+    "First,last of the steps to trace into WORKDIR/profile, counted from this start,"
+    " whose first step compiles.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of process 0; auto where the cluster tells all."
 )
@@ -59,14 +66,28 @@ def main() -> None:
         cli.log_to_stderr(logging.WARNING)
     if not _DRY_RUN.value:
         cli.log_to_file(pathlib.Path(_WORKDIR.value) / "logs" / f"process-{index}.log")
+    profile = window(_PROFILE.value)
     with processes.together(limit=_STALL.value) as beat:
         run = assembly.build(_CONFIG.value)
         if _DRY_RUN.value:
             print(rehearsal.text(rehearsal.take(run)))
             return
-        state = experiment.train(run, _WORKDIR.value, beat=beat)
+        state = experiment.train(run, _WORKDIR.value, beat=beat, profile=profile)
     if state.step < run.total:
         sys.exit(processes.AGAIN)
+
+
+def window(given: list[str]) -> tuple[int, int] | None:
+    """Return the first and last step to trace, None where none is.
+
+    Raises:
+        ValueError: anything but two numbers.
+    """
+    if not given:
+        return None
+    if len(given) != 2 or not all(map(str.isdecimal, given)):
+        raise ValueError(f"--profile={','.join(given)}; wanted first,last, as in 10,20")
+    return int(given[0]), int(given[1])
 
 
 def check(values: dict) -> bool:
@@ -76,6 +97,11 @@ def check(values: dict) -> bool:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
+    flags.register_validator(
+        "workdir",
+        lambda path: "://" not in (path or ""),
+        "wanted a folder: mount the bucket, as gcsfuse does, and give its path",
+    )
     flags.register_multi_flags_validator(
         ["workdir", "dry_run"], check, "--workdir is wanted, or --dry_run"
     )

@@ -1,16 +1,21 @@
 """Kill a run again and again, in saves and out: it ends as if nobody had.
 
     python tests/chaos.py --kills=20 --processes=2
+    python tests/chaos.py --kills=20 --devices=8,2,4
 
 A run of the tiny recipe, with averaged weights, is killed (SIGKILL, all processes at
 once) or told to stop (SIGTERM, exit code 75) at drawn moments and started again. In the
 end its state, best step, notes and logs are compared with those of a run left alone.
+With several numbers of devices, of each process, every start takes the next of them and
+losses are compared, to 1e-5: sums in another order are other bits.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -30,29 +35,33 @@ SECONDS = 900  # of one start, at most, on a busy machine
 BEST = "unseen/accuracy"
 CONFIG = f"--config={ROOT}/tests/tiny.py"
 FLAGS = (
-    *("--config.mesh.cpu_devices=1", "--config.optim.ema=0.9"),
-    *("--config.train.nonfinite=rollback", "--config.log.csv=True"),
+    *("--config.optim.ema=0.9", "--config.train.nonfinite=rollback"),
+    "--config.log.csv=True",
 )
+QUICK = {
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "--xla_backend_optimization_level=1",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 
 
-def start(workdir: pathlib.Path, *, steps: int, processes: int) -> subprocess.Popen:
+def start(
+    workdir: pathlib.Path, *, steps: int, processes: int, devices: int
+) -> subprocess.Popen:
     """Start a run as a user does, in a process group of its own."""
     line = [CONFIG, f"--workdir={workdir}", *FLAGS]
+    line += [f"--config.mesh.cpu_devices={devices}"]
     line += [f"--config.train.length={steps} steps"]
     script = [sys.executable, "launch/train.py"]
     if processes > 1:
         script = [sys.executable, "launch/local.py", "-n", str(processes), "--"]
         script += ["launch/train.py"]
-    quick = {
-        "XLA_FLAGS": "--xla_backend_optimization_level=1",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     with workdir.with_name(f"{workdir.name}.log").open("a") as said:
         return subprocess.Popen(
             [*script, *line],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | quick,
+            env=os.environ | QUICK,
             stdout=said,
             stderr=said,
             start_new_session=True,
@@ -64,31 +73,47 @@ def rows(workdir: pathlib.Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def come(workdir: pathlib.Path, moment: str, *, past: int) -> bool:
-    """Tell whether a moment has come, in a run that began with so many rows."""
-    halves = list(workdir.glob("checkpoints/*tmp"))
+def halves(workdir: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Find the folders of saves that have not ended; a name may come again."""
+    found = {}
+    for half in workdir.glob("checkpoints/*tmp"):
+        with contextlib.suppress(FileNotFoundError):  # has ended meanwhile
+            found[half.stat().st_ino] = half
+    return found
+
+
+def come(workdir: pathlib.Path, moment: str, *, past: int, old: set[int]) -> bool:
+    """Tell whether a moment has come, in a run that began with so many rows.
+
+    Halves that an earlier kill has left, `old`, are no save of this run.
+    """
+    new = [half for key, half in halves(workdir).items() if key not in old]
     return {
         "starting": workdir.exists(),
         "training": rows(workdir) > past,
-        "saving": bool(halves) and rows(workdir) >= past,
-        "sealing": any((half / manifest.NAME).exists() for half in halves),
+        "saving": bool(new) and rows(workdir) >= past,
+        "sealing": any((half / manifest.NAME).exists() for half in new),
     }[moment]
 
 
 def disturb(
-    process: subprocess.Popen, workdir: pathlib.Path, draw: random.Random
+    process: subprocess.Popen,
+    workdir: pathlib.Path,
+    draw: random.Random,
+    *,
+    old: set[int],
 ) -> str:
     """Wait for a drawn moment and end the run; return what became of it."""
     moment = draw.choice(("starting", "training", "training", "saving", "sealing"))
     gentle = draw.random() < 0.3
     past = rows(workdir) + draw.randrange(6)
     deadline = time.monotonic() + SECONDS
-    while process.poll() is None and not come(workdir, moment, past=past):
+    while process.poll() is None and not come(workdir, moment, past=past, old=old):
         if time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)
             raise TimeoutError(f"waited {SECONDS} s for {moment} in {workdir}")
         time.sleep(0.001)
-    time.sleep(draw.random() * (1.0 if moment == "starting" else 0.01))
+    time.sleep(draw.random() * (8.0 if moment == "starting" else 0.01))
     if process.poll() is None and gentle:
         process.send_signal(signal.SIGTERM)
         code = process.wait(SECONDS)
@@ -148,15 +173,35 @@ def _like(tree, named):
     )
 
 
-def run(root: pathlib.Path, *, kills: int, processes: int, seed: int) -> dict:
+def losses(workdir: pathlib.Path) -> np.ndarray:
+    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return np.array([(row["step"], row["loss"]) for row in found if "loss" in row])
+
+
+def run(
+    root: pathlib.Path,
+    *,
+    kills: int,
+    processes: int,
+    seed: int,
+    devices: tuple[int, ...] = (1,),
+) -> dict:
     """Disturb a run so often; return what was done and what differs in the end."""
     draw, whole, killed = random.Random(seed), root / "whole", root / "killed"
     given = {"steps": 20 + 5 * (kills // 2), "processes": processes}
-    finish(start(whole, **given), whole)
+    finish(start(whole, devices=devices[0], **given), whole)
     done: collections.Counter[str] = collections.Counter()
+    turns = itertools.cycle(devices)
     while sum(done.values()) < kills:
-        done[disturb(start(killed, **given), killed, draw)] += 1
-    finish(start(killed, **given), killed)
+        old = set(halves(killed))
+        running = start(killed, devices=next(turns), **given)
+        done[disturb(running, killed, draw, old=old)] += 1
+    finish(start(killed, devices=next(turns), **given), killed)
+    if len(set(devices)) > 1:
+        want, got = losses(whole), losses(killed)
+        apart = float(np.abs(got / want - 1).max())
+        differ = ["losses"] * (apart > 1e-5)
+        return {"done": done, "compared": len(want), "apart": apart, "differ": differ}
     want, got = ended(whole), ended(killed)
     differ = [k for k in want.keys() | got.keys() if want.get(k) != got.get(k)]
     return {"done": done, "compared": len(want), "differ": sorted(differ)}
@@ -167,7 +212,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--devices", default="1", help="of each process, as 8,2,4")
     given = vars(parser.parse_args())
+    given["devices"] = tuple(map(int, given["devices"].split(",")))
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
         found = run(pathlib.Path(folder), **given)

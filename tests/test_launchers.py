@@ -4,20 +4,26 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
 from conftest import ROOT
 
+GIVEN = ("--config=a.py", "--workdir=w")
 TPU = {"TPU_NAME": "faces", "TPU_ZONE": "us-west4-a", "TPU_TYPE": "v5litepod-64"}
 AT = "--zone=us-west4-a"
 GO = "gcloud compute tpus tpu-vm"
 SETUP = [
     "git archive --format=tar.gz --output=jaxface.tar.gz HEAD",
     f"{GO} scp jaxface.tar.gz faces:jaxface.tar.gz --worker=all {AT}",
+    f"{GO} ssh faces --worker=all --command='command -v python3.11 || (sudo apt-get -q"
+    f" update && sudo apt-get -qy install python3.11-venv)' {AT}",
     f"{GO} ssh faces --worker=all --command='mkdir -p jaxface && tar xzf"
-    " jaxface.tar.gz -C jaxface && cd jaxface && JAXFACE_EXTRAS=tpu bash -euc"
+    " jaxface.tar.gz -C jaxface && cd jaxface && PYTHON=python3.11 JAXFACE_EXTRAS=tpu"
+    " bash -euc"
     f""" '"'"'source launch/env.sh'"'"'' {AT}""",
 ]
 CREATE = [
@@ -26,7 +32,7 @@ CREATE = [
 ]
 RUN = [
     f"{GO} ssh faces --worker=all --command='cd jaxface && .venv/bin/python"
-    f" launch/train.py --coordinator=auto --config=a.py' {AT}"
+    f" launch/train.py --coordinator=auto --config=a.py --workdir=w' {AT}"
 ]
 DELETE = [f"{GO} delete faces --quiet {AT}"]
 DESCRIBE = [f"{GO} describe faces '--format=value(state)' {AT}"]
@@ -44,7 +50,7 @@ HOSTILE = [
 
 def tpu_vm(*words, **env):
     return subprocess.run(
-        ["bash", "launch/tpu_vm.sh", *words],
+        [shutil.which("bash"), "launch/tpu_vm.sh", *words],
         cwd=ROOT,
         env={**os.environ, **TPU, **env},
         capture_output=True,
@@ -57,15 +63,16 @@ def tpu_vm(*words, **env):
     [
         (["create"], CREATE),
         (["setup"], SETUP),
-        (["run", "--config=a.py"], RUN),
+        (["run", *GIVEN], RUN),
         (["tail", "/mnt/run"], TAIL),
-        (["resume", "--config=a.py"], [*RUN, *DESCRIBE, *DELETE, *CREATE, *SETUP]),
+        (["resume", *GIVEN], [*RUN, *DESCRIBE, *DELETE, *CREATE, *SETUP]),
         (["delete"], DELETE),
     ],
 )
 def test_a_dry_run_prints_the_exact_commands(words, wanted):
-    done = tpu_vm("--dry-run", *words)
+    done = tpu_vm(*words, "--dry-run")
     assert done.returncode == 0, done.stderr
+    assert tpu_vm("--dry-run", *words).stdout == done.stdout
     said = [shlex.split(line) for line in done.stdout.splitlines()]
     assert said == [shlex.split(line) for line in wanted]
 
@@ -75,6 +82,10 @@ def test_what_is_set_changes_the_commands():
     words = shlex.split(done.stdout)
     assert "--spot" not in words
     assert words[-1] == "--project=a b"
+    assert (
+        "--version=v2-alpha-tpuv6e"
+        in tpu_vm("--dry-run", "create", TPU_TYPE="v6e-8").stdout.split()
+    )
 
 
 def run_there(folder, command):
@@ -120,7 +131,7 @@ def test_resume_ends_when_the_run_has_and_gives_up_when_it_never_does(tmp_path):
         log = tmp_path / f"log{code}"
         gcloud.write_text(script.format(log=log, code=code))
         gcloud.chmod(0o755)
-        done = tpu_vm("resume", "--config=a.py", PATH=path, TPU_TRIES="2", TPU_WAIT="0")
+        done = tpu_vm("resume", *GIVEN, PATH=path, TPU_TRIES="2", TPU_WAIT="0")
         assert done.returncode == code
         assert log.read_text().split().count("ssh") == tries
     assert "failed 2 times" in done.stderr
@@ -132,6 +143,11 @@ def test_resume_ends_when_the_run_has_and_gives_up_when_it_never_does(tmp_path):
         ([], {}, "wanted create, setup"),
         (["explode"], {}, "'explode' is unknown"),
         (["create"], {"TPU_ZONE": ""}, "TPU_ZONE is not set"),
+        (["create"], {"TPU_TYPE": "v9-8"}, "of TPU_TYPE=v9-8 it is not known"),
+        (["create"], {"PATH": "/nowhere"}, "gcloud is not installed"),
+        (["create", "v5e"], {}, "create takes no more words; got: v5e"),
+        (["tail"], {}, "tail wants the workdir"),
+        (["run", "--config=a.py"], {}, "run wants flags of launch/train.py"),
     ],
 )
 def test_what_is_missing_is_named(words, env, said):
@@ -152,8 +168,9 @@ def test_slurm_goes_back_to_the_queue_for_what_can_be_cured(tmp_path):
     for name, body in (("srun", "exit $CODE"), ("scontrol", "echo requeued")):
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT)}
-    for code, requeued in ((0, False), (1, False), (75, True), (134, True)):
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": tmp_path}
+    python = tmp_path / ".venv" / "bin" / "python"
+    for code, requeued in ((1, False), (0, False), (75, True), (134, True)):
         done = subprocess.run(
             ["bash", "launch/slurm.sbatch", "--config=a.py"],
             cwd=ROOT,
@@ -163,6 +180,9 @@ def test_slurm_goes_back_to_the_queue_for_what_can_be_cured(tmp_path):
         )
         assert done.returncode == code
         assert ("requeued" in done.stdout) is requeued
+        assert ("no .venv in" in done.stderr) is not python.exists()
+        python.parent.mkdir(parents=True, exist_ok=True)  # missing the first time
+        shutil.copy(sys.executable, python)
 
 
 def test_the_jobset_has_a_process_for_every_machine_of_its_slice():

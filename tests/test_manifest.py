@@ -111,6 +111,22 @@ def test_a_manifest_cannot_name_files_elsewhere(two, tmp_path):
         assert "missing" in wrong or "cannot be read" in wrong
 
 
+def test_half_a_checkpoint_is_passed_over_and_removed_aloud(two, tmp_path, caplog):
+    folder = damaged(two, tmp_path / "x", "state/_METADATA", "cut")
+    half = folder / "2.orbax-checkpoint-tmp"
+    (folder / "2").rename(half)
+    with open_manager(folder) as manager:  # which only reads
+        assert checkpoint.find(manager, "latest") == 1
+    assert half.exists()
+    with checkpoint.open_manager(folder) as manager:
+        assert checkpoint.newest(manager) == 1
+        checkpoint.save(manager, 2, {"w": jnp.ones(9)}, position=2, **FACTS)
+        checkpoint.settle(manager)
+        assert checkpoint.newest(manager) == 2
+    assert not half.exists()
+    assert f"HALF A CHECKPOINT, removed: {half}" in caplog.text
+
+
 def test_what_an_earlier_version_saved_is_taken_with_a_warning(two, tmp_path, caplog):
     folder = damaged(two, tmp_path / "old", "manifest.json", "gone")
     about = pathlib.Path(folder / "2" / "about" / "metadata")

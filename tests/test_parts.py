@@ -1,16 +1,13 @@
 """Moments and weights in parts: the same state, in less memory of each device."""
 
-import re
-
 import jax
 import numpy as np
 import pytest
-import tiny
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 from laid import batch_of, compiled, distance, first, lay, loss_of, run, tx_of
 
-from jaxface import assembly, config, experiment, parts
+from jaxface import parts
 from jaxface.losses import partial_fc
 from jaxface.train import optim
 
@@ -101,33 +98,3 @@ def test_each_kind_needs_less_memory_than_the_one_before():
     # ten arrays, and in the backward pass all but the first layer's, and embeddings
     assert gathers["parameters"] - gathers["none"] == 10 + 9 + 1
     assert temporary["optimizer"] < 0.5 < 2 < temporary["none"]
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_in_other_parts_on_other_devices(tmp_path):
-    def run_of(length, devices, shard, class_devices=0):
-        c = tiny.recipe()
-        c.train.length, c.eval.every, c.checkpoint.every = (f"{length} steps",) * 3
-        c.optim.schedule, c.optim.ema = "constant", 0.9
-        c.mesh.devices, c.mesh.shard = devices, shard
-        c.mesh.class_devices = class_devices
-        return assembly.build(c)
-
-    moved = tmp_path / "moved"
-    for length, *where in ((2, 8, "parameters"), (4, 2, "optimizer")):
-        c = run_of(length, *where)
-        if moved.exists():  # its length is all that changed
-            (moved / "config.json").write_text(config.dumps(c.config))
-        experiment.train(c, moved)
-    last = run_of(6, 4, "parameters", 2)
-    (moved / "config.json").write_text(config.dumps(last.config))
-    got = experiment.train(last, moved)
-    assert any("data" in str(x.sharding.spec) for x in jax.tree.leaves(got.params))
-    want = experiment.train(run_of(6, 1, "none"), tmp_path / "plain")
-    assert distance(*jax.device_get((got, want))) < 1e-4
-    rows = [
-        (tmp_path / run / "metrics.jsonl").read_text() for run in ("moved", "plain")
-    ]
-    losses = [re.findall(r'"loss": ([\d.]+)', text) for text in rows]
-    assert len(losses[0]) == 6
-    np.testing.assert_allclose(*np.array(losses, float), rtol=1e-5)

@@ -52,7 +52,9 @@ def test_the_prediction_is_the_roofline_of_its_parts(made):
         one.sent / chip.link,
     )
     cpu = dataclasses.replace(one.topology, kind="cpu")
-    assert dataclasses.replace(one, topology=cpu).seconds is None
+    unknown = dataclasses.replace(one, topology=cpu)
+    assert unknown.seconds is None
+    assert "cannot be told: no peak rates of a cpu" in plan.text(unknown)
 
 
 def test_what_is_said_names_parts_and_stand_ins(made):

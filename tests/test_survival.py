@@ -1,19 +1,22 @@
 """Disks that fill up or vanish, and signals: what is kept, said and returned."""
 
+import logging as standard
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import chaos
 import jax
 import numpy as np
 import pytest
 import tiny
+from absl import logging
 
-from jaxface import assembly, checkpoint, experiment, processes
+from jaxface import assembly, checkpoint, cli, experiment
 from jaxface.train import loop, saver
 
 # Orbax's own threads tell of the error too, one of them to a loop that has ended.
@@ -126,6 +129,32 @@ def test_a_disk_that_vanishes_is_not_written_to_and_may_come_back(
     assert len(rows) == 20 + 4
 
 
+def test_a_disk_of_several_processes_ends_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    quiet = {"latest_step": lambda: None, "wait_until_finished": lambda: None}
+    manager = types.SimpleNamespace(directory=tmp_path, **quiet)
+    one = saver.Saver(manager, home=tmp_path / "config.json")
+    with pytest.raises(OSError, match=r"step 5 was not saved.*is its disk mounted"):
+        one.save(5, {})
+
+
+def test_a_log_file_on_a_full_disk_says_so_once(tmp_path, full, capsys):
+    cli.log_to_file(tmp_path / "logs" / "process-0.log")
+    *_, handler = standard.getLogger().handlers
+    full(True)
+    try:
+        for _ in range(9):
+            handler.emit(standard.makeLogRecord({"msg": "x" * 4000}))
+    finally:
+        full(False)
+        standard.getLogger().removeHandler(handler)
+        logging.get_absl_logger().removeHandler(handler)
+        handler.close()
+    assert (
+        capsys.readouterr().err.count("process-0.log: [Errno 27] File too large") == 1
+    )
+
+
 def test_a_checkpoint_folder_that_cannot_be_written_is_told(run, tmp_path, at, caplog):
     def spoil():
         shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -170,26 +199,6 @@ def test_the_second_signal_ends_at_once():
 def test_a_stopped_run_returns_what_it_saved(run, tmp_path, at):
     at({7: lambda: os.kill(os.getpid(), signal.SIGTERM)})
     assert experiment.train(run, tmp_path).step == 7
-    assert whole_steps(tmp_path) == [5, 7]
-
-
-@pytest.mark.slow
-def test_a_stopped_run_says_so_by_its_exit_code(tmp_path):
-    code = (
-        "import os, runpy, signal, sys\n"
-        "from jaxface.train import monitor\n"
-        "push = monitor.Monitor.push\n"
-        "def told(self, step, metrics):\n"
-        "    step == 7 and os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    push(self, step, metrics)\n"
-        "monitor.Monitor.push = told\n"
-        f"sys.argv = ['launch/train.py', {chaos.CONFIG!r}, '--workdir={tmp_path}']\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    line = [sys.executable, "-c", code]
-    done = subprocess.run(line, cwd=chaos.ROOT, capture_output=True, text=True)
-    assert done.returncode == processes.AGAIN == 75, done.stderr[-2000:]
-    assert "stopped by a signal after step 7" in done.stderr
     assert whole_steps(tmp_path) == [5, 7]
 
 

@@ -107,22 +107,35 @@ def test_boards_of_a_resumed_run_forget_what_is_done_again(tmp_path):
 def test_wandb_is_offline_and_one_run_however_often_resumed(tmp_path, monkeypatch):
     calls = []
 
-    def init(**given):
-        calls.append(given)
-        said = types.SimpleNamespace(log=lambda row, step: calls.append((step, row)))
-        said.finish = lambda: calls.append("finish")
-        return said
+    class Run:
+        def log(self, row):
+            calls.append(("log", row))
 
-    fake = types.ModuleType("wandb")
-    fake.init = init
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    for _ in range(2):
+        def define_metric(self, name, *, step_metric=None):
+            calls.append(("over", name, step_metric))
+
+        def finish(self):
+            calls.append(("finish",))
+
+    def init(**given):
+        calls.append(("init", given))
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for step in (2, 1):  # the second time after a rollback
         board = writers.Wandb(tmp_path, project="faces", settings={"seed": 0})
-        board.write(1, {"loss": 2.0})
+        board.write(step, {"loss": 2.0})
         board.close()
-    assert calls[0]["mode"] == "offline"
-    assert calls[0]["id"] == calls[3]["id"] == (tmp_path / "wandb.id").read_text()
-    assert calls[1:3] == [(1, {"loss": 2.0}), "finish"]
+    given = [call[1] for call in calls if call[0] == "init"]
+    assert {x["mode"] for x in given} == {"offline"}
+    assert {x["id"] for x in given} == {(tmp_path / "wandb.id").read_text()}
+    assert calls[1:5] == [
+        ("over", "step", None),
+        ("over", "*", "step"),
+        ("log", {"step": 2, "loss": 2.0}),
+        ("finish",),
+    ]
+    assert calls[-2] == ("log", {"step": 1, "loss": 2.0})
 
 
 def test_a_missing_wandb_names_the_extra(tmp_path, monkeypatch):

@@ -42,10 +42,7 @@ class Saver:
         self.settle()
         self._failure = None
         try:
-            # Where a mount vanished, its empty folder must not be written to.
-            if not self._home.exists():
-                gone = FileNotFoundError(f"{self._home} is gone; is its disk mounted?")
-                raise checkpoint.SaveError(step, self.manager.directory, gone)
+            self._try(step)
             checkpoint.save(self.manager, step, state, **facts)
         except checkpoint.SaveError as error:
             self._tell(error)
@@ -68,9 +65,27 @@ class Saver:
             last = self.manager.latest_step()
             there = "no step" if last is None else f"step {last}"
             raise OSError(
-                f"the last save failed: {self._failure}; there is {there}: make room"
-                " and run the same command again"
+                f"the last save failed: {self._failure}; there is {there}: see to the"
+                " disk and run the same command again"
             ) from self._failure
+
+    def _try(self, step: int) -> None:
+        """Write a byte and remove it, before a save that could not be made is begun.
+
+        Orbax's threads wait five minutes for a folder that could not be made, and with
+        them the end of the process.
+        """
+        probe = pathlib.Path(self.manager.directory) / f".probe-{jax.process_index()}"
+        try:
+            # Where a mount vanished, its empty folder must not be written to.
+            if not self._home.exists():
+                raise FileNotFoundError(f"{self._home} is gone; is its disk mounted?")
+            try:
+                probe.write_bytes(b"?")
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise checkpoint.SaveError(step, self.manager.directory, error) from error
 
     def _tell(self, error: checkpoint.SaveError) -> None:
         if jax.process_count() > 1:

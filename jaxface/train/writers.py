@@ -186,8 +186,10 @@ class TensorBoard:
 class Wandb:
     """Weights & Biases, one run for a workdir however often it is resumed.
 
-    Its server drops steps that it has already, so what is repeated after a resume is
-    not there twice; what a rollback repeats stays as it was at first.
+    Its own steps may only grow, and rows of one that it has already are dropped. So
+    they are left to count rows, and charts are drawn over a column `step`: what a
+    rollback or a resume repeats is there again, after what was there before, and the
+    summary is of the last.
 
     Args:
         workdir: gets wandb/, and wandb.id, which names the run.
@@ -222,10 +224,12 @@ class Wandb:
             mode=mode,
             config=dict(settings or {}),
         )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Write one row."""
-        self._run.log(dict(row), step=step)
+        self._run.log({"step": step, **row})
 
     def close(self) -> None:
         """End the run's session."""

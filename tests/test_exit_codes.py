@@ -1,0 +1,83 @@
+"""What a run says at its end, and with which code, whatever happened to it."""
+
+import os
+import subprocess
+import sys
+
+import chaos
+import pytest
+from test_survival import whole_steps
+
+from jaxface import processes
+
+FLAGS = (
+    *(chaos.CONFIG, "--config.mesh.cpu_devices=1"),
+    *("--config.eval.every=20 steps", "--config.checkpoint.best="),
+)
+ALONE = ["unshare", "--mount", *["--map-root-user"] * (os.geteuid() != 0)]
+DISKS = {
+    "full": "No space left on device",
+    "read-only": "Read-only file system",
+    "vanished": "config.json is gone; is its disk mounted?",
+}
+
+
+def train(workdir, fault="none", step=0, *flags):
+    """Run tests/faulty.py; return (exit code, what it said last)."""
+    line = [sys.executable, "tests/faulty.py", fault, str(step)]
+    line += [*FLAGS, f"--workdir={workdir}", *flags]
+    if fault in DISKS:
+        try:
+            subprocess.run([*ALONE, "true"], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("this machine lets no test mount anything")
+        line = [*ALONE, *line]
+    done = subprocess.run(
+        line,
+        cwd=chaos.ROOT,
+        env=os.environ | chaos.QUICK,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", DISKS)
+def test_a_disk_that_fails_to_the_end(tmp_path, fault):
+    code, said = train(tmp_path / "run", fault, 12)
+    assert code == 1, said[-2000:]
+    assert said.count("SAVE FAILED, training goes on") == 2  # of 15 and 20
+    *_, last = said.splitlines()
+    assert last.startswith("error: the last save failed: step 20 was not saved in")
+    assert DISKS[fault] in last
+    assert "there is step 10: " in last
+    assert whole_steps(tmp_path / "run") == [5, 10]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_and_the_same_command_again(tmp_path):
+    code, said = train(tmp_path, "signal", 7)
+    assert code == processes.AGAIN == 75, said[-2000:]
+    assert "stopped by a signal after step 7" in said
+    assert whole_steps(tmp_path) == [5, 7]
+    (tmp_path / "checkpoints/7/state/_METADATA").unlink()
+    code, said = train(tmp_path)
+    assert code == 0, said[-2000:]
+    assert "DAMAGED CHECKPOINT, passed over: " in said
+    assert "resuming at step 5" in said
+    for step in (15, 20):
+        (tmp_path / f"checkpoints/{step}/state/_METADATA").unlink()
+    code, said = train(tmp_path)
+    assert code == 1
+    assert said.count("DAMAGED CHECKPOINT, passed over") == 2
+    assert said.splitlines()[-1].startswith("error: every checkpoint is damaged: ")
+
+
+@pytest.mark.slow
+def test_a_lost_loss_ends_the_run(tmp_path):
+    code, said = train(tmp_path, "none", 0, "--config.optim.lr=1e30")
+    assert code == 1
+    assert "error: loss is " in said.splitlines()[-1]
+    assert "Last good checkpoint: none yet" in said.splitlines()[-1]
