@@ -213,7 +213,9 @@ _REPEATS = flags.DEFINE_integer(
     "repeats", 7, "step, input: rounds timed.", lower_bound=1
 )
 _FACES = flags.DEFINE_integer("faces", 470_000, "eval: images of all templates.")
-_TEMPLATES = flags.DEFINE_integer("templates", 23_000, "eval: pooled from them.")
+_TEMPLATES = flags.DEFINE_integer(
+    "templates", 23_000, "eval: pooled from them; 0: galleries only."
+)
 _PAIRS = flags.DEFINE_integer("pairs", 15_700_000, "eval: of templates.")
 _PROBES = flags.DEFINE_integer("probes", 20_000, "eval: searched in each gallery.")
 _GALLERIES = flags.DEFINE_list("galleries", ["3500"], "eval: rows of each gallery.")
@@ -245,8 +247,12 @@ WHAT: dict[str, Callable[[], list[harness.Row]]] = {
         memory=_MEMORY.value,
     ),
     "eval": lambda: [
-        *bench_eval.templates(
-            images=_FACES.value, count=_TEMPLATES.value, pairs=_PAIRS.value
+        *(
+            bench_eval.templates(
+                images=_FACES.value, count=_TEMPLATES.value, pairs=_PAIRS.value
+            )
+            if _TEMPLATES.value
+            else []
         ),
         *bench_eval.galleries([int(G) for G in _GALLERIES.value], probes=_PROBES.value),
     ],
