@@ -146,8 +146,12 @@ class Evaluator:
         if kind == ATTACK:
 
             def attacked(levels: float) -> Callable[[], np.ndarray]:
-                how = {"levels": levels, "steps": self.steps, "whole": self.whole}
-                return lambda: attack(network, pairs, left, **how)
+                return lambda: attack(
+                    *(network, pairs, left),
+                    levels=levels,
+                    steps=self.steps,
+                    whole=self.whole,
+                )
 
             return {levels: attacked(levels) for levels in self.attack}
         once, back = np.unique(pairs.right, return_inverse=True)
