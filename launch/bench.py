@@ -36,7 +36,7 @@ import ml_collections
 import numpy as np
 from absl import flags, logging
 
-from jaxface import assembly, atomic, cli, experiment, parallel, spec, types
+from jaxface import assembly, atomic, cli, evaluation, experiment, parallel, spec, types
 from jaxface.data import host, pipeline
 from jaxface.data.sources import pairs_sampled, synthetic
 
@@ -94,7 +94,7 @@ def baselines(
     few = np.unique(np.linspace(0, len(run.source) - 1, 1500).astype(int))
     train = _pixels(run, pairs_sampled.Subset(run.source, few))
     found = {name: verify(e) for name, e in simple_embeddings(train).items()}
-    found["untrained net"] = run.evaluate(run.first_state().variables)
+    found["untrained net"] = evaluation.evaluate(run, run.first_state().variables)
     if workdir:
         _, found["trained net"] = experiment.evaluate(run, workdir, step="best")
     return [

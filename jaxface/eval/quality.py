@@ -64,6 +64,12 @@ class Evaluator:
                 " noise above 0"
             )
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network."""
+        times = 1 + self.passes * ("stability" in self.methods)
+        return times * len(self.pairs.images)
+
     def run(self, network: types.Embed) -> types.Result:
         """Embed the images once, and `passes` times more for "stability".
 
@@ -119,7 +125,7 @@ class Evaluator:
             if not isinstance(network, types.Network):
                 raise TypeError(
                     "quality by stability wants a types.Network, such as"
-                    f" assembly.Run.embedder makes; got {type(network).__name__}; or"
+                    f" evaluation.embedder makes; got {type(network).__name__}; or"
                     " take methods=('norm',)"
                 )
             how, values = stability(

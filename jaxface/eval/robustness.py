@@ -100,6 +100,16 @@ class Evaluator:
                 " or whole=False"
             )
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network, a gradient being two more."""
+        lines = {**CURVES, **self.more}
+        points = sum(len(lines[kind]) for kind in self.kinds if kind != ATTACK)
+        out = len(self.pairs.images) + points * len(np.unique(self.pairs.right))
+        if ATTACK in self.kinds:
+            out += len(self.pairs) * len(self.attack) * (3 * self.steps + 1)
+        return out
+
     def run(self, network: types.Embed) -> types.Result:
         """Embed the clean images once, the right ones once more for every strength.
 
@@ -117,7 +127,7 @@ class Evaluator:
         """
         if not isinstance(network, types.Network):
             raise TypeError(
-                f"robustness wants a types.Network, such as assembly.Run.embedder"
+                f"robustness wants a types.Network, such as evaluation.embedder"
                 f" makes; got {type(network).__name__}"
             )
         judge = _Judge(self.pairs, network(self.pairs.images))

@@ -64,6 +64,11 @@ class Evaluator:
                 N - genuine,
             )
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network."""
+        return len(self.pairs.images)
+
     def run(self, embed: types.Embed) -> types.Result:
         """Embed the images once and measure.
 
