@@ -113,7 +113,7 @@ class Evaluator:
             "threshold": float(found.threshold.mean()),
             "view2": lfw.mean,
             **bootstrap.people_auc(scores, same, pairs.people).named("auc"),
-            "eer": curves.eer(scores, same),
+            **bootstrap.people_eer(scores, same, pairs.people).named("eer"),
         }
         if len(lfw.threshold) > 1:
             scalars["view2_error"] = lfw.standard_error
