@@ -131,8 +131,8 @@ def people_eer(
     value, kind = curves.equal_error(far, tar), same.astype(int)
     n = np.bincount(kind)
     if not 0 < value < 1:
-        low, high = intervals.wilson(value * n.min(), n.min(), level=level)
-        return intervals.Rate(value, float(low), float(high))
+        least = intervals.wilson(value * n.min(), n.min(), level=level)
+        return intervals.Rate(value, *map(float, least))
     weight = _steepness(far, tar, 2 * math.sqrt(value * (1 - value) * np.sum(1 / n)))
     trials = 1 / np.sum(weight**2 / n)
     low, high = map(float, intervals.wilson(value * trials, trials, level=level))
