@@ -44,7 +44,7 @@ _PROJECTIONS = flags.DEFINE_multi_enum(
     "projection",
     ["pca"],
     list(project.PROJECTIONS),
-    "Of embeddings in the report; tsne needs jaxface[report].",
+    "Of embeddings in the report; tsne needs jaxface[report], umap jaxface[umap].",
 )
 _SALIENCY = flags.DEFINE_enum(
     "saliency",
