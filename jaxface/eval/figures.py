@@ -242,7 +242,8 @@ def reject(results: Results) -> Drawing:
             x, y = (np.asarray(result.artefacts[f"reject:{method}:{c}"]) for c in "xy")
             name = f"{method}, {run}" if len(results) > 1 else method
             lines[name] = axes.plot(x, y, lw=1.5)[0]
-            said[name] = f"{y[0]:.4f} at {x[0]:.0%}, {y[-1]:.4f} at {x[-1]:.0%}"
+            fifth = min(int(np.searchsorted(x, 0.2)), len(x) - 1)
+            said[name] = f"{y[0]:.4f} of all, {y[fifth]:.4f} with {x[fifth]:.0%} gone"
     axes.set(ylim=(0, None))
     axes.xaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     _legend(axes, lines, "best", always=True)
