@@ -21,10 +21,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from absl import logging
 from jax.sharding import Mesh
 
-from jaxface import checks, config, embed, lora, losses, models, parallel, spec
+from jaxface import (
+    checks,
+    config,
+    embed,
+    evaluation,
+    lora,
+    losses,
+    models,
+    parallel,
+    spec,
+)
 from jaxface import eval as protocols
 from jaxface.data import host, ops, pipeline, samplers, service, sources, stream
 from jaxface.losses import joint, mixing
@@ -37,11 +46,8 @@ from jaxface.types import (
     Evaluator,
     Loss,
     Named,
-    Result,
     Source,
 )
-
-_SEED = 0  # of what degradations draw: the same for every network that is evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +124,11 @@ class Run:
     def every(self, duration: str) -> int:
         """Return a period of the config in steps."""
         return self.steps(duration, total=self.total)
+
+    @functools.cached_property
+    def eval_every(self) -> int:
+        """Steps between evaluations."""
+        return evaluation.every(self)
 
     @functools.cached_property
     def schedule(self) -> Callable[[Any], Any]:
@@ -342,38 +353,9 @@ class Run:
         )
 
     @functools.cached_property
-    def _gather(self) -> Callable[[Any], Any]:
+    def gather(self) -> Callable[[Any], Any]:
+        """What lays arrays whole on every device, compiled."""
         return jax.jit(lambda x: x, out_shardings=self.layout.whole)
-
-    def evaluate(self, variables: Any) -> dict[str, Result]:
-        """Run every evaluator on the network with these variables."""
-        network = self.embedder(variables)
-        return {name: e.run(network) for name, e in self.evaluators.items()}
-
-    def embedder(self, variables: Any) -> embed.Network:
-        """Make the function from a source to its embeddings, in order."""
-        if self.layout.shard != "none":
-            variables = self._gather(variables)
-        return embed.Network(
-            self.passes,
-            variables,
-            self.mesh,
-            self.layout.axis,
-            self._in_order,
-            self.eval_pipeline.span,
-        )
-
-    def _in_order(self, source: Source, line: str) -> Iterator[Batch]:
-        how = self.eval_pipeline
-        if line:
-            how = how.inserted(ops.parse(f"decode|{line}"))
-        return host.batches_once(
-            source,
-            how,
-            batch_size=self.config.eval.batch_size,
-            workers=self.workers,
-            seed=_SEED if line else None,
-        )
 
 
 def build(
@@ -396,7 +378,7 @@ def build(
         FileNotFoundError: missing data.
     """
     config.validate(c)
-    found, skipped = _evaluators(c.eval.sets)
+    found, skipped = evaluation.evaluators(c.eval.sets, flow)
     run = Run(
         config=c,
         pipeline=ops.parse(c.data.ops),
@@ -421,31 +403,6 @@ def build(
     if for_training:
         checks.check_training(run)
     return run
-
-
-def _evaluators(
-    sets: Mapping[str, str],
-) -> tuple[dict[str, Evaluator], dict[str, str]]:
-    """Build the evaluators; name those with `optional=True` whose data is missing.
-
-    It is said in the first part: `pairs_bin(path='lfw.bin', optional=True)|...`.
-    """
-    found, skipped = dict[str, Evaluator](), dict[str, str]()
-    for name, line in sets.items():
-        first, *rest = spec.parse(line)
-        given = dict(first.kwargs)
-        optional = given.pop("optional", False)
-        if not isinstance(optional, bool):
-            raise ValueError(f"eval.sets.{name}: optional={optional!r}; wanted a bool")
-        first = dataclasses.replace(first, kwargs=tuple(given.items()))
-        try:
-            found[name] = flow("|".join(map(str, (first, *rest))))
-        except FileNotFoundError as error:
-            if not optional:
-                raise
-            skipped[name] = str(error)
-            logging.warning("%s is skipped, for it is optional: %s", name, error)
-    return found, skipped
 
 
 def flow(line: str) -> Any:

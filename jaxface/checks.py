@@ -109,11 +109,11 @@ def check_training(run: Run) -> None:
     _check_teacher(run)
     if run.rules:
         _check_rules(run)
-    save, look = run.every(c.checkpoint.every), run.every(c.eval.every)
-    if c.checkpoint.best and save % look:
+    save, look = run.every(c.checkpoint.every), run.eval_every
+    if c.checkpoint.best and save % look and look % save:
         raise ValueError(
-            f"checkpoint.best needs every checkpoint evaluated: checkpoint.every is"
-            f" {save} steps, eval.every {look}; make one a multiple of the other"
+            f"checkpoint.best needs checkpoints that were evaluated: checkpoint.every"
+            f" is {save} steps, eval.every {look}; make one a multiple of the other"
         )
     name = c.checkpoint.best.removeprefix("-").partition("/")[0]
     if name in run.skipped:

@@ -130,7 +130,10 @@ def base() -> ml_collections.ConfigDict:
     c.mesh.cpu_devices = 0  # split the CPU into so many devices; 0: leave it
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.every = "1 epochs"
+    # A duration; or "auto": with a checkpoint, as often as keeps evaluation within
+    # eval.share of the work, and at the end.
+    c.eval.every = "auto"
+    c.eval.share = 0.02
     c.eval.embed = "flip_sum"  # f(x) + f(flipped x); or "output"
     c.eval.batch_size = 64
     # Name -> a module of jaxface.eval and what it is handed, such as
@@ -220,6 +223,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _range(c, "optim.head_clip", 0, math.inf)
     _range(c, "optim.sam", 0, math.inf)
     _range(c, "optim.lr", 0, math.inf)
+    _range(c, "eval.share", 1e-6, 1)
     multipliers(c.optim.multipliers)
     if c.init.head == "grow" and not c.init.workdir:
         raise ValueError("init.head='grow' has no head to grow; set init.workdir")
@@ -230,6 +234,8 @@ def validate(c: ml_collections.ConfigDict) -> None:
         "checkpoint.every",
         "log.every",
     ):
+        if key == "eval.every" and c.eval.every == "auto":
+            continue
         total = None if key == "train.length" else 100
         count = steps(get(c, key), batch_size=1, examples=1, total=total)
         if key != "optim.warmup" and count < 1:

@@ -23,13 +23,12 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from jaxface import atomic, checkpoint, config, embed, spec, teacher, transfer, types
+from jaxface import atomic, checkpoint, config, evaluation, spec, teacher, transfer
 from jaxface.assembly import Run
-from jaxface.eval import clustering, overlap, strangers
 from jaxface.train import guard, loop, monitor, tracing, writers
 from jaxface.train import saver as savers
 from jaxface.train import step as steps
-from jaxface.types import Batch, Batches, Result, Source
+from jaxface.types import Batch, Batches, Result
 
 
 def train(
@@ -125,7 +124,8 @@ def _train_on(
 
     def evaluate(state: Any) -> dict[str, float]:
         return _with_best(
-            scalars_of(run.evaluate(state.variables)), best=c.checkpoint.best
+            scalars_of(evaluation.evaluate(run, state.variables)),
+            best=c.checkpoint.best,
         )
 
     try:
@@ -150,7 +150,7 @@ def _train_on(
                 evaluate=evaluate,
                 save=save,
                 log_every=run.every(c.log.every),
-                eval_every=run.every(c.eval.every),
+                eval_every=run.eval_every,
                 save_every=run.every(c.checkpoint.every),
                 stop=stop,
             )
@@ -176,56 +176,7 @@ def evaluate(
         (step, results by the name of the set).
     """
     found, variables = restore(run, workdir, step=step)
-    return found, run.evaluate(variables)
-
-
-def leaks(
-    run: Run, workdir: str | pathlib.Path, *, step: str = "best"
-) -> dict[str, overlap.Leak]:
-    """Look for the people of the evaluation sets among those trained on.
-
-    Every training image is embedded once more, by the network that is evaluated; a
-    person whom it does not recognise is not found.
-
-    Args:
-        run: built from what `saved_config` returns; the training images are needed.
-        workdir: of the training run.
-        step: "latest", "best" or a number.
-
-    Returns:
-        What was found, by the name of the set; sets that do not tell whose their
-        images are, such as the binary task's, are left out.
-    """
-    sets = {name: _people(e) for name, e in run.evaluators.items()}
-    known = {name: people for name, people in sets.items() if people is not None}
-    if not known:
-        return {}
-    network = run.embedder(restore(run, workdir, step=step)[1])
-    e, label = embed.whole(network.rows(run.source))
-    centres = strangers.class_centres(e, label, classes=run.source.num_classes)
-    found = {}
-    for name, (images, owners) in known.items():
-        shown = owners >= 0
-        found[name] = overlap.leak(
-            (centres, e, label), network(images)[shown], owners[shown]
-        )
-    return found
-
-
-def _people(evaluator: Any) -> tuple[Source, np.ndarray] | None:
-    """Return (images, whose each is [n], -1 unknown) of a protocol, if it tells."""
-    fed = getattr(evaluator, dataclasses.fields(evaluator)[0].name)
-    if isinstance(fed, types.Groups):
-        fed = fed.pairs
-    if isinstance(fed, types.TemplatePairs | types.Search):
-        fed = fed.templates
-    if isinstance(fed, types.Pairs | types.Templates):
-        return fed.images, fed.owners
-    if isinstance(evaluator, clustering.Evaluator):
-        told = isinstance(fed, types.Labelled)
-        read = fed.labels if told else [fed.read(i)[1] for i in range(len(fed))]
-        return fed, np.asarray(read)
-    return None
+    return found, evaluation.evaluate(run, variables)
 
 
 def restore(

@@ -442,6 +442,11 @@ class Result:
 class Evaluator(Protocol):
     """A protocol: embeds its images, scores them, reports."""
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network, again and again if so."""
+        ...
+
     def run(self, embed: Embed) -> Result:
         """Embed, score, report."""
         ...

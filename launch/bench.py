@@ -36,7 +36,7 @@ import ml_collections
 import numpy as np
 from absl import flags, logging
 
-from jaxface import assembly, atomic, cli, experiment, parallel, spec, types
+from jaxface import assembly, atomic, cli, evaluation, experiment, parallel, spec, types
 from jaxface.data import host, pipeline
 from jaxface.data.sources import pairs_sampled, synthetic
 
@@ -94,7 +94,7 @@ def baselines(
     few = np.unique(np.linspace(0, len(run.source) - 1, 1500).astype(int))
     train = _pixels(run, pairs_sampled.Subset(run.source, few))
     found = {name: verify(e) for name, e in simple_embeddings(train).items()}
-    found["untrained net"] = run.evaluate(run.first_state().variables)
+    found["untrained net"] = evaluation.evaluate(run, run.first_state().variables)
     if workdir:
         _, found["trained net"] = experiment.evaluate(run, workdir, step="best")
     return [
@@ -213,7 +213,9 @@ _REPEATS = flags.DEFINE_integer(
     "repeats", 7, "step, input: rounds timed.", lower_bound=1
 )
 _FACES = flags.DEFINE_integer("faces", 470_000, "eval: images of all templates.")
-_TEMPLATES = flags.DEFINE_integer("templates", 23_000, "eval: pooled from them.")
+_TEMPLATES = flags.DEFINE_integer(
+    "templates", 23_000, "eval: pooled from them; 0: galleries only."
+)
 _PAIRS = flags.DEFINE_integer("pairs", 15_700_000, "eval: of templates.")
 _PROBES = flags.DEFINE_integer("probes", 20_000, "eval: searched in each gallery.")
 _GALLERIES = flags.DEFINE_list("galleries", ["3500"], "eval: rows of each gallery.")
@@ -245,8 +247,12 @@ WHAT: dict[str, Callable[[], list[harness.Row]]] = {
         memory=_MEMORY.value,
     ),
     "eval": lambda: [
-        *bench_eval.templates(
-            images=_FACES.value, count=_TEMPLATES.value, pairs=_PAIRS.value
+        *(
+            bench_eval.templates(
+                images=_FACES.value, count=_TEMPLATES.value, pairs=_PAIRS.value
+            )
+            if _TEMPLATES.value
+            else []
         ),
         *bench_eval.galleries([int(G) for G in _GALLERIES.value], probes=_PROBES.value),
     ],

@@ -15,7 +15,16 @@ from collections.abc import Iterable
 import numpy as np
 from absl import flags, logging
 
-from jaxface import assembly, atomic, cli, embed, experiment, parallel, types
+from jaxface import (
+    assembly,
+    atomic,
+    cli,
+    embed,
+    evaluation,
+    experiment,
+    parallel,
+    types,
+)
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Whose network embeds.")
 _STEP = flags.DEFINE_string("step", "latest", "best, latest or a step's number.")
@@ -43,7 +52,7 @@ def main() -> None:
     _, variables = experiment.restore(run, _WORKDIR.value, step=_STEP.value)
     write = write_rows if out.suffix == ".npy" else write_all
     with atomic.file(out) as part:
-        shape = write(part, source, run.embedder(variables).rows(source))
+        shape = write(part, source, evaluation.embedder(run, variables).rows(source))
     logging.info("%s: embeddings %s, %s", out, shape, c.eval.embed)
 
 

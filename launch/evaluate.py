@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from jaxface import assembly, atomic, cli, experiment, parallel, spec, types
+from jaxface import assembly, atomic, cli, evaluation, experiment, parallel, spec, types
 from jaxface.data import decode
 from jaxface.data.sources import pairs_sampled
 from jaxface.eval import comparison, project, report, rows, saliency, verification
@@ -44,7 +44,7 @@ _PROJECTIONS = flags.DEFINE_multi_enum(
     "projection",
     ["pca"],
     list(project.PROJECTIONS),
-    "Of embeddings in the report; tsne needs jaxface[report].",
+    "Of embeddings in the report; tsne needs jaxface[report], umap jaxface[umap].",
 )
 _SALIENCY = flags.DEFINE_enum(
     "saliency",
@@ -197,7 +197,7 @@ def page_of(
     drives = {}
     if _SALIENCY.value != "none" and shown:
         variables = experiment.restore(run, workdir, step=_STEP.value)[1]
-        network = run.embedder(variables)
+        network = evaluation.embedder(run, variables)
         drives = {name: driving(network, images) for name, images in shown.items()}
     return report.Run(
         results,
@@ -249,7 +249,7 @@ def add_leaks(
     run: assembly.Run, results: Mapping[str, types.Result], workdir: pathlib.Path
 ) -> None:
     """Put beside each score how many of its people were trained on; print who."""
-    found = experiment.leaks(run, workdir, step=_STEP.value)
+    found = evaluation.leaks(run, experiment.restore(run, workdir, step=_STEP.value)[1])
     for name, result in results.items():
         if name not in found:
             print(f"\n{name}: leaks not looked for: whose its images are is unknown")

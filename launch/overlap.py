@@ -20,7 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from jaxface import assembly, atomic, cli, embed, experiment, parallel, types
+from jaxface import (
+    assembly,
+    atomic,
+    cli,
+    embed,
+    evaluation,
+    experiment,
+    parallel,
+    types,
+)
 from jaxface.data.sources import merged, pairs_txt
 from jaxface.eval import overlap, strangers
 
@@ -85,7 +94,7 @@ def main() -> None:
         source = assembly.flow(_SOURCE.value)
     test = opened(_TEST.value) if _TEST.value else None
     _, variables = experiment.restore(run, _WORKDIR.value, step=_STEP.value)
-    rows = run.embedder(variables).rows
+    rows = evaluation.embedder(run, variables).rows
     e, label = embed.whole(rows(source))
     centres = strangers.class_centres(e, label, classes=source.num_classes)
     trained = Trained(source, e, label, centres)

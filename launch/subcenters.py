@@ -27,6 +27,7 @@ from jaxface import (
     cli,
     config,
     embed,
+    evaluation,
     experiment,
     parallel,
     spec,
@@ -54,7 +55,7 @@ def main() -> None:
     if centers == 1:
         raise ValueError(f"{workdir} has one centre per class; wanted centers > 1")
     step, variables = experiment.restore(run, workdir, step=_STEP.value)
-    e, label = embed.whole(run.embedder(variables).rows(run.source))
+    e, label = embed.whole(evaluation.embedder(run, variables).rows(run.source))
     kernel = head(workdir, c, step)
     C = run.source.num_classes
     found = subcenters.clean(e, label, kernel[: C * centers], centers=centers)

@@ -37,12 +37,21 @@ def outcomes(rng, *, P, N, effect):
 
 
 def scored(rng, *, P, N, effect):
-    """Return (scores, same, people, true AUC) of 2 N pairs: binormal."""
+    """Return (scores, same, people, true AUC) of 2 N pairs: binormal.
+
+    The true equal error rate is that of one normal below -1 / sqrt(1 + effect^2).
+    """
     people = pairs(rng, P, N)
     same = people[:, 0] == people[:, 1]
     moved = np.where(same, 1, -1) * shares(rng, people, effect)
     scores = 2.0 * same + moved + rng.normal(size=2 * N)
     return scores, same, people, CDF(2 / np.sqrt(2 * (1 + effect**2)))
+
+
+def crossed(rng, *, P, N, effect):
+    """The same with the true equal error rate."""
+    *given, _ = scored(rng, P=P, N=N, effect=effect)
+    return *given, CDF(-1 / np.sqrt(1 + effect**2))
 
 
 def two_models(rng, *, P, N, effect):

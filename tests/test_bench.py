@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxface import assembly, experiment, parallel
+from jaxface import assembly, evaluation, experiment, parallel
 from jaxface.models import iresnet
 
 LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
@@ -175,7 +175,10 @@ def test_baselines_judge_all_on_the_same_pairs(bench, tmp_path):
     rows = bench.baselines(c, workdir=str(tmp_path / "run"))
     assert [row.name for row in rows] == [*SIMPLE, "untrained net", "trained net"]
     _, results = experiment.evaluate(run, tmp_path / "run")
-    want = (run.evaluate(run.first_state().variables)["unseen"], results["unseen"])
+    want = (
+        evaluation.evaluate(run, run.first_state().variables)["unseen"],
+        results["unseen"],
+    )
     assert [row.value for row in rows[3:]] == [r.scalars["accuracy"] for r in want]
     for row in rows:
         assert 0 <= row.low <= row.value <= row.high <= 1, row

@@ -4,7 +4,7 @@ import pytest
 import samples
 from scipy import stats
 
-from jaxface.eval import bootstrap, delong, intervals
+from jaxface.eval import bootstrap, curves, delong, intervals
 
 
 @pytest.mark.parametrize("effect", [0.0, 1.0])
@@ -90,6 +90,30 @@ def test_people_auc_contains_delongs_and_its_value():
         assert found.low <= inner.low < inner.high <= found.high
 
 
+def test_people_eer_is_as_wide_as_redrawing_people_makes_it():
+    """Of pairs of one person and of two, each with people of their own: no dyads."""
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(1.5, 1, 400), rng.normal(0, 2, 900)])
+    same, people = np.arange(1300) < 400, np.repeat(np.arange(1300)[:, None], 2, 1)
+    found = bootstrap.people_eer(scores, same, people)
+    drawn = []
+    for _ in range(1000):
+        at = np.append(rng.integers(400, size=400), 400 + rng.integers(900, size=900))
+        drawn.append(curves.eer(scores[at], same[at]))
+    assert found.value == curves.eer(scores, same)
+    want = np.quantile(drawn, [0.025, 0.975])
+    np.testing.assert_allclose([found.low, found.high], want, atol=0.006)
+
+
+@pytest.mark.parametrize(("scores", "value"), [([3, 2, 1, 0], 0), ([1, 1, 1, 1], 0.5)])
+def test_people_eer_of_separate_and_of_constant_scores(scores, value):
+    same, people = np.array([1, 1, 0, 0]), np.array([[0, 0], [1, 1], [0, 1], [1, 2]])
+    found = bootstrap.people_eer(np.array(scores), same, people)
+    assert found.low <= found.value == value <= found.high
+    if not value:
+        assert found[1:] == tuple(map(float, intervals.wilson(0, 2)))
+
+
 def test_a_difference_turns_round_with_its_models():
     rng = np.random.default_rng(5)
     a, b, people, _ = samples.two_models(rng, P=40, N=300, effect=0.7)
@@ -137,6 +161,8 @@ def test_people_interval_holds_the_truth_in_a_few_runs():
         (bootstrap.people_interval, samples.outcomes, 200, 100, 0.0),
         (bootstrap.people_interval, samples.outcomes, 30, 200, 0.7),
         (bootstrap.people_auc, samples.scored, 40, 200, 0.7),
+        (bootstrap.people_eer, samples.crossed, 200, 100, 0.0),
+        (bootstrap.people_eer, samples.crossed, 40, 200, 0.7),
         (bootstrap.people_difference, samples.two_models, 40, 150, 0.7),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxface import assembly, types
+from jaxface import assembly, evaluation, types
 from jaxface.data import ops
 
 
@@ -27,7 +27,7 @@ def network(seed=0, **given):
     whole = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
     init = jax.jit(run.model.init, out_shardings=whole)
     variables = init(jax.random.key(seed), jnp.zeros((8, 16, 16, 3)))
-    return run.embedder(variables), run.source
+    return evaluation.embedder(run, variables), run.source
 
 
 asked = jax.jit(lambda features, images: features(images))

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import types as types_of
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import test_finetune as runs
 import tiny
 
-from jaxface import assembly, experiment, types
+from jaxface import assembly, config, evaluation, experiment, types
 from jaxface.eval import overlap, strangers
 
 PAIRS = (
@@ -49,7 +50,7 @@ def built(devices):
 @functools.cache
 def evaluated(devices, seed):
     run = built(devices)
-    return run.evaluate(drawn(run, seed))
+    return evaluation.evaluate(run, drawn(run, seed))
 
 
 @pytest.mark.slow
@@ -57,7 +58,7 @@ def test_the_second_evaluation_compiles_nothing(caplog):
     first = evaluated(8, 0)
     variables = drawn(built(8), 1)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        second = built(8).evaluate(variables)
+        second = evaluation.evaluate(built(8), variables)
         said = [r.message for r in caplog.records if "Compiling" in r.message]
         assert said == []
         jax.jit(lambda x: x + 1)(np.ones(3))  # and the log is heard
@@ -109,14 +110,17 @@ def test_leaks_are_looked_for_wherever_people_are_known(workdir):
         "owner": f"{base}|enrolled(identity=0, part='test', test_share=0.5)|binary",
     }
     run = assembly.build(c)
-    found = experiment.leaks(run, workdir, step="latest")
+    found = evaluation.leaks(run, experiment.restore(run, workdir, step="latest")[1])
     assert found.keys() == {"known", "unseen", "album"}
     _, variables = experiment.restore(run, workdir, step="latest")
-    e, label = run.embedder(variables)(run.source), np.repeat(np.arange(6), 4)
+    e, label = (
+        evaluation.embedder(run, variables)(run.source),
+        np.repeat(np.arange(6), 4),
+    )
     centres = strangers.class_centres(e, label, classes=6)
     pairs = run.evaluators["known"].pairs
     of = pairs.owners
-    probes = run.embedder(variables)(pairs.images)
+    probes = evaluation.embedder(run, variables)(pairs.images)
     want = overlap.leak((centres, e, label), probes[of >= 0], of[of >= 0])
     assert found["known"].scalars == want.scalars
     assert found["known"].people == 6
@@ -132,3 +136,75 @@ def test_best_may_be_any_number_of_any_set_and_none_else():
         assert experiment._with_best(found, best=best) == found
     with pytest.raises(KeyError, match="did you mean 'lfw/eer'"):
         experiment._with_best(found, best="-lfw/err")
+
+
+def planned(*, epoch, sets, epochs=20, **given):
+    """A run of 128 images a step, as far as the interval of evaluation looks."""
+    c = config.base()
+    c.eval.update(given)
+    total = epochs * epoch
+    return types_of.SimpleNamespace(
+        config=c,
+        total=total,
+        every=lambda duration: config.steps(
+            duration, batch_size=128, examples=128 * epoch, total=total
+        ),
+        evaluators={
+            str(k): types_of.SimpleNamespace(work=n) for k, n in enumerate(sets)
+        },
+    )
+
+
+@pytest.mark.parametrize("embed", ["output", "flip_sum"])
+@pytest.mark.parametrize("epoch", [1, 40, 500, 3829, 45_000, 300_000])
+@pytest.mark.parametrize("sets", [(12_000,), (12_000, 14_000, 12_000), (470_000,)])
+def test_evaluation_is_within_its_share_of_the_work_whatever_the_size(
+    epoch, sets, embed
+):
+    run = planned(epoch=epoch, sets=sets, embed=embed)
+    at = evaluation.every(run)
+    images = sum(sets) * (2 if embed == "flip_sum" else 1) / 3
+
+    def share(interval):
+        looks = {*range(interval, run.total + 1, interval), run.total}
+        return len(looks) * images / (128 * run.total)
+
+    assert at % epoch == 0
+    once = images / (128 * run.total)
+    assert share(at) <= max(0.02, once)
+    assert at == epoch or share(at - epoch) > max(0.02, once)
+
+
+def test_three_packs_come_with_every_epoch_of_millions_and_every_third_of_half_one():
+    packs = (12_000, 14_000, 12_000)
+    assert evaluation.every(planned(epoch=45_471, sets=packs)) == 45_471
+    assert evaluation.every(planned(epoch=3_831, sets=packs)) == 3 * 3_831
+    given = planned(epoch=3_831, sets=packs, every="500 steps")
+    assert evaluation.every(given) == 500
+
+
+def test_what_evaluation_costs_is_told(caplog):
+    with caplog.at_level(logging.INFO):
+        evaluation.every(planned(epoch=3_831, sets=(12_000, 14_000, 12_000)))
+        assert "every 3. checkpoint, every 11493 steps, costs 1.8 %" in caplog.text
+        assert not [r for r in caplog.records if r.levelname == "WARNING"]
+        evaluation.every(planned(epoch=40, sets=(12_000,)))
+    (told,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert "costs 7.8 % of the work of training" in told.message
+
+
+@pytest.mark.slow
+def test_a_run_of_the_default_interval_evaluates_with_its_checkpoints(tmp_path):
+    c = recipe(plain=SETS["plain"])
+    c.eval.every, c.eval.share, c.train.length = "auto", 0.15, "20 steps"
+    c.checkpoint.best = "plain/accuracy"
+    run = assembly.build(c)
+    # 30 images twice are as 20 in training, of 20 x 16: 0.0625 each time
+    assert run.evaluators["plain"].work == 30
+    assert run.eval_every == 10
+    experiment.train(run, tmp_path)
+    rows = [
+        json.loads(r) for r in (tmp_path / "metrics.jsonl").read_text().split("\n") if r
+    ]
+    assert [r["step"] for r in rows if "plain/accuracy" in r] == [10, 20]
+    assert experiment.evaluate(run, tmp_path, step="best")[0] in (10, 20)

@@ -98,6 +98,20 @@ def test_an_embedder_that_knows_nothing_guesses(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_work_is_how_many_images_it_has_embedded(name):
+    seen = []
+
+    def embed(source):
+        seen.append(len(source))
+        return good(name)(source)
+
+    module = importlib.import_module(f"jaxface.eval.{name}")
+    evaluator = module.Evaluator(CASES[name][0](), **CASES[name][1])
+    run(name, embed)
+    assert evaluator.work == sum(seen)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_images_is_nothing(name):
     order = np.random.default_rng(1).permutation(120)
     assert run(name).scalars == pytest.approx(run(name, order=order).scalars, abs=1e-6)

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from jaxface import assembly, checkpoint, config, experiment, spec, transfer
+from jaxface import assembly, checkpoint, config, evaluation, experiment, spec, transfer
 from jaxface.data.sources import synthetic
 from jaxface.losses import softmax
 from jaxface.train import multipliers, optim
@@ -113,7 +113,7 @@ def test_a_run_from_weights_has_these_weights_and_scores(own, tmp_path):
     equal(state.head, drawn.head)
     equal(state.opt_state, drawn.opt_state)
     there, want = experiment.evaluate(assembly.build(recipe()), workdir)
-    got = assembly.build(c).evaluate(state.variables)
+    got = evaluation.evaluate(assembly.build(c), state.variables)
     assert there == BEFORE
     assert got["unseen"].scalars == want["unseen"].scalars
 

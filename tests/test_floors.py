@@ -54,6 +54,7 @@ FLOORS = {
     "curate": 3,
     "examine": 3,
     "assembly": 4,
+    "evaluation": 4,
     "checks": 4,
     "transfer": 4,
     "teacher": 4,

@@ -7,7 +7,7 @@ import pytest
 import test_finetune as finetune
 from flax import linen as nn
 
-from jaxface import assembly, experiment, lora
+from jaxface import assembly, evaluation, experiment, lora
 from jaxface.models import depthwise, iresnet, mobilefacenet
 from jaxface.train import multipliers
 
@@ -148,7 +148,7 @@ def test_an_adapted_run_is_evaluated_and_passed_on_merged(adapted, tmp_path):
         plain.params,
         jax.device_get(merged),
     )
-    got = assembly.build(finetune.recipe()).evaluate(plain.variables)
+    got = evaluation.evaluate(assembly.build(finetune.recipe()), plain.variables)
     assert got["unseen"].scalars["auc"] == pytest.approx(
         want["unseen"].scalars["auc"], abs=1e-6
     )

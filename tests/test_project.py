@@ -1,3 +1,4 @@
+import importlib.util
 import sys
 
 import numpy as np
@@ -23,19 +24,30 @@ def test_pca_does_not_hang_on_where_or_in_which_order_points_are():
     np.testing.assert_allclose(project.pca(x[order]), xy[order], atol=1e-9)
 
 
-def test_tsne_keeps_people_together_and_is_the_same_twice():
+NO_UMAP = pytest.mark.skipif(
+    importlib.util.find_spec("umap") is None, reason="umap-learn is not installed"
+)
+
+
+@pytest.mark.parametrize(
+    "place", [project.tsne, pytest.param(project.umap, marks=NO_UMAP)]
+)
+def test_neighbours_stay_together_and_are_the_same_twice(place):
     who = np.arange(40) // 10
     x = np.eye(6)[who] * 20 + points() / 10
-    xy = project.tsne(x)
-    np.testing.assert_array_equal(project.tsne(x), xy)
+    xy = place(x)
+    np.testing.assert_array_equal(place(x), xy)
     far = np.linalg.norm(xy[:, None] - xy[None], axis=-1) + 1e9 * np.eye(40)
     np.testing.assert_array_equal(who[far.argmin(axis=1)], who)
 
 
-def test_tsne_without_scikit_learn_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match=r"jaxface\[report\]"):
-        project.tsne(points())
+@pytest.mark.parametrize(
+    ("place", "library", "extra"), [("tsne", "sklearn", "report"), ("umap",) * 3]
+)
+def test_a_library_that_is_missing_names_its_extra(monkeypatch, place, library, extra):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"jaxface\[{extra}\]"):
+        project.PROJECTIONS[place](points())
 
 
 @pytest.mark.parametrize(

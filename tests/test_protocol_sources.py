@@ -10,7 +10,7 @@ import tiny
 from absl import logging
 from PIL import Image
 
-from jaxface import align, assembly, config
+from jaxface import align, assembly, config, evaluation
 from jaxface.data import attributes, host, ops
 from jaxface.data.sources import (
     by_attribute,
@@ -311,13 +311,17 @@ def test_missing_data_is_an_error_unless_it_is_optional(tmp_path):
         "lfw": f"pairs_bin(path={gone!r}, optional=True)|verification",
         "own": f"{there}|verification",
     }
-    found, skipped = assembly._evaluators(c.eval.sets)
+    found, skipped = evaluation.evaluators(c.eval.sets, assembly.flow)
     assert (list(found), list(skipped)) == (["own"], ["lfw"])
     assert gone in skipped["lfw"]
     with pytest.raises(FileNotFoundError, match=r"gone.bin"):
-        assembly._evaluators({"lfw": f"pairs_bin(path={gone!r})|verification"})
+        evaluation.evaluators(
+            {"lfw": f"pairs_bin(path={gone!r})|verification"}, assembly.flow
+        )
     with pytest.raises(ValueError, match="optional=1; wanted a bool"):
-        assembly._evaluators({"lfw": f"pairs_bin(path={gone!r}, optional=1)|x"})
+        evaluation.evaluators(
+            {"lfw": f"pairs_bin(path={gone!r}, optional=1)|x"}, assembly.flow
+        )
 
 
 def test_the_best_is_not_chosen_by_a_set_that_is_missing(tmp_path):

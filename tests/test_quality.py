@@ -8,7 +8,7 @@ import test_embed as nets
 import test_robustness as few
 import test_verification as lists
 
-from jaxface.eval import quality
+from jaxface.eval import learned, quality
 
 STILL = "iresnet(stages=(1,), widths=(4,), dim=8, dropout=0.0)"
 
@@ -80,6 +80,16 @@ def test_length_that_tells_noise_lowers_the_error_and_chance_does_not():
     assert told["fnmr@norm=0.2"] < told["fnmr"]
     for name in ("fnmr", "fnmr@norm=0.1"):
         assert told[f"{name}_low"] < told[name] < told[f"{name}_high"]
+
+
+def test_the_learned_quality_is_that_of_people_who_were_not_judged():
+    pairs, e = blurry(people=60)
+    evaluator = quality.Evaluator(pairs, methods=("norm", "learned"), far=0.1)
+    result = evaluator.run(lambda images: e)
+    want = learned.cross_fitted(e, pairs.owners)
+    np.testing.assert_array_equal(result.artefacts["quality:learned"], want)
+    assert {"area@learned", "fnmr@learned=0.1"} <= result.scalars.keys()
+    assert result.scalars["area@learned"] < result.scalars["fnmr"]
 
 
 def test_a_quality_that_tells_nothing_rejects_nothing():

@@ -1,6 +1,7 @@
 import numpy as np
 import oracles_metrics as oracles
 import pytest
+import samples
 
 from jaxface.eval import pooling, ranking
 
@@ -81,6 +82,38 @@ def test_cmc_by_hand():
     curve = ranking.cmc(by_hand(), ranks=5)
     np.testing.assert_array_equal(curve.rate, [0.5, 0.75, 0.75, 1, 1])
     assert ((curve.low <= curve.rate) & (curve.rate <= curve.high)).all()
+
+
+def hard(rng, P, each, effect):
+    """Searches of which some people's are hard: rank 1 or 2; and the true rank-1."""
+    people = np.repeat(np.arange(P), each)
+    score = 1.2 + effect * rng.normal(size=P)[people] + rng.normal(size=P * each)
+    none = np.full(len(people), np.nan, np.float32)
+    truth = samples.CDF(1.2 / np.sqrt(1 + effect**2))
+    return ranking.Searches(np.where(score > 0, 1, 2), none, none), people, truth
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("P", "each", "effect"), [(200, 1, 0.0), (40, 10, 0.7)])
+def test_intervals_of_a_cmc_over_people_cover(P, each, effect):
+    rng, held, alone = np.random.default_rng(0), 0, 0
+    for _ in range(4000):
+        found, people, truth = hard(rng, P, each, effect)
+        over, plain = (ranking.cmc(found, ranks=1, people=p) for p in (people, None))
+        held += over.low[0] <= truth <= over.high[0]
+        alone += plain.low[0] <= truth <= plain.high[0]
+    assert 0.93 <= held / 4000 <= 0.97
+    assert (alone / 4000 < 0.8) == (each > 1)
+
+
+def test_a_cmc_over_people_is_that_of_searches_with_wider_intervals():
+    found, people, _ = hard(np.random.default_rng(1), 60, 10, 0.7)
+    over, plain = (ranking.cmc(found, ranks=3, people=p) for p in (people, None))
+    np.testing.assert_array_equal(over.rate, plain.rate)
+    assert over.low[0] < plain.low[0] < plain.high[0] < over.high[0]
+    assert (over.rate[1:] == over.high[1:]).all()
+    with pytest.raises(ValueError, match=r"people \(3,\) for 600 searches"):
+        ranking.cmc(found, ranks=1, people=people[:3])
 
 
 def test_open_set_by_hand():

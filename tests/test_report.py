@@ -275,8 +275,8 @@ def test_what_drives_a_match_is_laid_over_the_grey_picture(tmp_path):
 
 
 def test_an_unknown_projection_or_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"'umap'.*'pca', 'tsne'"):
-        page(tmp_path / "r.html", projections=("umap",))
+    with pytest.raises(ValueError, match=r"'mds'.*'pca', 'tsne', 'umap'"):
+        page(tmp_path / "r.html", projections=("mds",))
     with pytest.raises(ValueError, match="0 runs"):
         report.write(tmp_path / "r.html", title="", runs={})
 

@@ -106,6 +106,34 @@ def test_an_attack_stays_in_its_box_and_turns_the_cosines():
     assert (way * (after - before) > 0).all()
 
 
+def test_what_is_rounded_is_a_picture_of_8_bits_within_the_box():
+    rng = np.random.default_rng(0)
+    low, high = (np.array(end, np.float32) for end in ([-2, -1, -2.1], [2.2, 1, 2.6]))
+    grey = rng.integers(0, 256, (4, 6, 6, 3)).astype(np.float32)
+    grey[2:] = (grey[2:] + rng.uniform(size=grey[2:].shape)).clip(0, 255)  # resized
+    moved = (grey + rng.uniform(-2, 2, grey.shape)).clip(0, 255)
+    eaten = [np.float32(low + x * (high - low) / 255) for x in (moved, grey)]
+    got = robustness.rounded(*eaten, levels=2.0, ends=(low, high))
+    got = 255 * (np.asarray(got) - low) / (high - low)
+    np.testing.assert_allclose(got, np.round(got), atol=1e-3)
+    assert np.abs(got - grey).max() <= 2 + 1e-3
+    assert got.min() > -1e-3
+    assert got.max() < 255 + 1e-3
+    np.testing.assert_allclose(got[:2], np.round(moved[:2]), atol=1e-3)
+
+
+def test_rounding_weakens_an_attack_and_does_not_end_it():
+    net, p = nets.network()[0], pairs()
+    left = net(p.images)[p.left]
+    way = np.where(p.same, -1, 1)
+    before = way * cosines(left, net(p.images)[p.right])
+    free, whole = (
+        way * cosines(left, robustness.attack(net, p, left, levels=1, steps=5, whole=w))
+        for w in (False, True)
+    )
+    assert before.mean() < whole.mean() < free.mean()
+
+
 def cosines(a, b):
     return np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
@@ -155,6 +183,7 @@ def test_one_image_per_pair_is_embedded_in_its_place():
         ({"kinds": ("x",), "more": {"x": {0: "flip"}}}, ValueError, "not 0"),
         ({"attack": (-1.0,)}, ValueError, "wanted all above 0"),
         ({"steps": 0}, ValueError, "wanted all above 0"),
+        ({"attack": (0.5,)}, ValueError, "8 bits hold whole grey levels"),
     ],
 )
 def test_impossible_strengths_are_refused(given, error, says):

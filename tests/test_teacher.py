@@ -12,7 +12,7 @@ import pytest
 import tiny
 from conftest import ROOT
 
-from jaxface import assembly, experiment
+from jaxface import assembly, evaluation, experiment
 
 MODEL = "iresnet(stages=(1,), widths=(4,), dim=8{})"
 
@@ -65,7 +65,7 @@ def embedded(workdir):
     """What the teacher says of every training image."""
     run = assembly.build(experiment.saved_config(workdir))
     _, variables = experiment.restore(run, workdir, step="latest")
-    return run.embedder(variables)(run.source)
+    return evaluation.embedder(run, variables)(run.source)
 
 
 def test_a_network_comes_nearer_to_its_teacher_and_resumes_to_the_bit(own, tmp_path):

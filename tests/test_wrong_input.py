@@ -48,7 +48,7 @@ def changed(**values):
         ("data__batch_size", 12, ValueError, "8 devices cannot share.*multiple of 8"),
         ("eval__batch_size", 9, ValueError, "8 devices cannot share.*multiple of 8"),
         ("mesh__devices", 9, ValueError, "this machine has 8"),
-        ("checkpoint__every", "3 steps", ValueError, "needs every checkpoint evaluat"),
+        ("checkpoint__every", "3 steps", ValueError, "needs checkpoints that were"),
         ("checkpoint__best", "unsen/accuracy", KeyError, "did you mean 'unseen'"),
     ],
 )

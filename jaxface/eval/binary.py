@@ -37,6 +37,11 @@ class Evaluator:
         if not found or not found <= {0, 1}:
             raise ValueError(f"labels {sorted(found)[:5]}; wanted 0 and 1")
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network."""
+        return len(self.images)
+
     def run(self, embed: types.Embed) -> types.Result:
         """Classify the images once and measure.
 

@@ -9,6 +9,7 @@ right for few people, and never below that of independent pairs.
 
     low, high = people_interval(correct, people)
     found = people_auc(scores, same, people)            # Rate
+    found = people_eer(scores, same, people)            # Rate
     found = people_difference(ours, theirs, people)     # value, low, high, p
 """
 
@@ -101,6 +102,57 @@ def people_auc(
     deviation = _deviations(spread, replicates=replicates, seed=seed)
     below, above = _on_logit(value, deviation, level)
     return intervals.Rate(value, min(low, below), max(high, above))
+
+
+def people_eer(
+    scores: np.ndarray,
+    same: np.ndarray,
+    people: np.ndarray,
+    *,
+    level: float = 0.95,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> intervals.Rate:
+    """Compute the equal error rate with an interval over people.
+
+    Where FNMR rises by g while FMR falls by i, an FNMR too high by d moves their
+    meeting point up by d i / (g + i), and an FMR by d g / (g + i). g and i are read off
+    the threshold's own uncertainty: between the scores at which the two rates differ by
+    two standard errors. So an error of a genuine pair weighs i / (g + i), of an
+    impostor pair the rest, and the sum varies as people do.
+
+    Arguments are those of `people_auc`. The interval is never narrower than Wilson's of
+    as many independent trials as would vary as much as independent pairs do here; where
+    nothing is wrong, it is that of the rarer kind of pairs.
+    """
+    scores, same = curves.checked(scores, same)
+    ends = _ends(people, len(scores), scores.shape)
+    far, tar, threshold = curves.roc(scores, same)
+    value, kind = curves.equal_error(far, tar), same.astype(int)
+    n = np.bincount(kind)
+    if not 0 < value < 1:
+        least = intervals.wilson(value * n.min(), n.min(), level=level)
+        return intervals.Rate(value, *map(float, least))
+    weight = _steepness(far, tar, 2 * math.sqrt(value * (1 - value) * np.sum(1 / n)))
+    trials = 1 / np.sum(weight**2 / n)
+    low, high = map(float, intervals.wilson(value * trials, trials, level=level))
+    bar = threshold[np.argmin(np.abs(1 - tar - far))]
+    wrong = (scores < bar) == same
+    residual = wrong - (np.bincount(kind, wrong) / n)[kind]
+    spread = _spread(residual * weight[kind], ends, kind)
+    if spread.variance > 0:
+        deviation = _deviations(spread, replicates=replicates, seed=seed)
+        below, above = _on_logit(value, deviation, level)
+        low, high = min(low, below), max(high, above)
+    return intervals.Rate(value, low, high)
+
+
+def _steepness(far: np.ndarray, tar: np.ndarray, within: float) -> np.ndarray:
+    """Return [g, i] / (g + i) of a ROC where its FNMR and FMR are that near."""
+    apart = np.abs(1 - tar - far)
+    near = np.flatnonzero(apart <= max(within, np.sort(apart)[1]))
+    rise = np.array([np.ptp(tar[near]), np.ptp(far[near])])
+    return rise / rise.sum()
 
 
 def people_difference(

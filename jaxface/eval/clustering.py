@@ -57,6 +57,11 @@ class Evaluator:
         n = len(self.images)
         return np.array([self.images.read(i)[1] for i in range(n)], np.int64)
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network."""
+        return len(self.images)
+
     def run(self, embed: types.Embed) -> types.Result:
         """Embed the images once, cluster, compare with the labels.
 

@@ -61,6 +61,11 @@ class Evaluator:
         shown = np.isin(person[gallery], person[probes])
         return gallery[~shown], np.union1d(gallery[shown], probes)
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network."""
+        return len(self.search.templates.images)
+
     def run(self, embed: types.Embed) -> types.Result:
         """Embed the images once and search.
 

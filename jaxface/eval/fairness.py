@@ -70,6 +70,11 @@ class Evaluator:
                 " least one false accept to allow"
             )
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network."""
+        return len(self.groups.pairs.images)
+
     def run(self, embed: types.Embed) -> types.Result:
         """Embed the images once and compare the groups.
 

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib import figure, ticker
 
 from jaxface import page, types
-from jaxface.eval import curves, intervals
+from jaxface.eval import curves, intervals, robustness
 
 Results = Mapping[str, types.Result]
 _POINTS = 400  # of a curve at most: what a page can show and a browser bears
@@ -210,7 +210,10 @@ def groups(results: Results) -> Drawing:
 def curve(results: Results, kind: str) -> Drawing:
     """Draw accuracy against the strength of one degradation."""
     drawing, axes = page.axes_of(
-        page.label(kind).replace("_", " "), x="strength", y="accuracy", height=2.6
+        page.label(kind).replace("_", " "),
+        x=robustness.UNITS.get(kind, "strength"),
+        y="accuracy",
+        height=2.6,
     )
     lines, said = {}, {}
     for (run, result), mark in zip(results.items(), _marks(), strict=False):
@@ -222,6 +225,7 @@ def curve(results: Results, kind: str) -> Drawing:
         _band(axes, lines[run], x, low, high)
         worst = int(np.argmin(y))
         said[run] = f"lowest {y[worst]:.3f} at {x[worst]:g}, highest {np.max(y):.3f}"
+    axes.set(ylim=(0, 1.02))  # of all kinds, so that one look compares them
     _legend(axes, lines, "best")
     place = _kinds(results, "curve").index(kind)  # a name may hold what no id may
     return Drawing(f"curve-{place}", drawing, f"{_each(said)}.{_BAND}")
@@ -238,7 +242,8 @@ def reject(results: Results) -> Drawing:
             x, y = (np.asarray(result.artefacts[f"reject:{method}:{c}"]) for c in "xy")
             name = f"{method}, {run}" if len(results) > 1 else method
             lines[name] = axes.plot(x, y, lw=1.5)[0]
-            said[name] = f"{y[0]:.4f} at {x[0]:.0%}, {y[-1]:.4f} at {x[-1]:.0%}"
+            fifth = min(int(np.searchsorted(x, 0.2)), len(x) - 1)
+            said[name] = f"{y[0]:.4f} of all, {y[fifth]:.4f} with {x[fifth]:.0%} gone"
     axes.set(ylim=(0, None))
     axes.xaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     _legend(axes, lines, "best", always=True)

@@ -77,6 +77,11 @@ class Evaluator:
         """Return how many probes without a mate the poorest trial has."""
         return min(int(np.sum(~mated)) for mated in self._mated())
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network."""
+        return len(self.search.templates.images)
+
     def run(self, embed: types.Embed) -> types.Result:
         """Embed the images once, pool, search every trial.
 

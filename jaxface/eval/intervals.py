@@ -49,13 +49,14 @@ def rate(successes: int, n: int, *, level: float = 0.95) -> Rate:
 
 
 def wilson(
-    successes: int | np.ndarray, n: int | np.ndarray, *, level: float = 0.95
+    successes: float | np.ndarray, n: float | np.ndarray, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the score interval of a binomial proportion.
 
     Args:
         successes: how many of n trials succeeded; arrays broadcast.
-        n: independent trials; with none, nothing is known and [0, 1] is returned.
+        n: independent trials, or of how many others are worth; with none, nothing is
+            known and [0, 1] is returned.
         level: confidence in (0, 1).
 
     Returns:

@@ -58,11 +58,38 @@ def tsne(embedding: np.ndarray) -> np.ndarray:
     return np.asarray(found.fit_transform(x.astype(np.float64)), np.float64)
 
 
+def umap(embedding: np.ndarray) -> np.ndarray:
+    """Place [n, D] on a plane, [n, 2], by cosine; 15 neighbours or less.
+
+    Raises:
+        ImportError: without umap-learn.
+        ValueError: as `pca`, or for fewer than four images.
+
+    McInnes, Healy, Melville 2018.
+    """
+    x = _checked(embedding)
+    if len(x) < 4:
+        raise ValueError(f"{len(x)} images are too few for UMAP; it needs four")
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise ImportError("UMAP needs umap-learn: pip install jaxface[umap]") from error
+    neighbours = min(15, len(x) - 1)
+    how = {"init": pca(x), "random_state": 0, "n_jobs": 1}  # a seed wants one thread
+    found = UMAP(n_neighbors=neighbours, metric="cosine", **how).fit_transform(x)
+    return np.asarray(found, np.float64)
+
+
 PROJECTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "pca": pca,
     "tsne": tsne,
+    "umap": umap,
 }
-TITLES = {"pca": "Embeddings, PCA", "tsne": "Embeddings, t-SNE"}
+TITLES = {
+    "pca": "Embeddings, PCA",
+    "tsne": "Embeddings, t-SNE",
+    "umap": "Embeddings, UMAP",
+}
 
 
 def chosen(person: np.ndarray, *, people: int = 24, each: int = 12) -> np.ndarray:

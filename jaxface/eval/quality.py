@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from jaxface import spec, types
-from jaxface.eval import curves, intervals, rejection, verification
+from jaxface.eval import curves, intervals, learned, rejection, verification
 
-METHODS = ("norm", "stability")
+METHODS = ("norm", "stability", "learned")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Evaluator:
         pairs: what to compare.
         methods: "norm", the embedding's length; "stability", how little the embedding
             moves with dropout on, or, in a network without any, with noise on the
-            image: reported as "dropout" or "noise".
+            image: reported as "dropout" or "noise"; "learned", a linear score of the
+            embedding, fitted on other people of this list, see `learned`.
         far: false accept rate at which the threshold is set, on all pairs.
         shares: of genuine pairs rejected, at which the error is printed.
         most: the area under a curve is taken from 0 to this share.
@@ -43,7 +44,7 @@ class Evaluator:
 
     pairs: types.Pairs
     _: dataclasses.KW_ONLY
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = ("norm", "stability")
     far: float = 1e-2
     shares: tuple[float, ...] = (0.1, 0.2)
     most: float = 0.3
@@ -63,6 +64,12 @@ class Evaluator:
                 " noise above 0"
             )
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network."""
+        times = 1 + self.passes * ("stability" in self.methods)
+        return times * len(self.pairs.images)
+
     def run(self, network: types.Embed) -> types.Result:
         """Embed the images once, and `passes` times more for "stability".
 
@@ -78,7 +85,8 @@ class Evaluator:
             `quality:M` [n] of each image.
 
         Raises:
-            ValueError: as verification does, or a FAR that the pairs cannot show.
+            ValueError: as verification does, a FAR that the pairs cannot show, or
+                "learned" of too few people with several images.
             TypeError: "stability" of a function that nobody can look into.
         """
         pairs = self.pairs
@@ -117,13 +125,15 @@ class Evaluator:
             if not isinstance(network, types.Network):
                 raise TypeError(
                     "quality by stability wants a types.Network, such as"
-                    f" assembly.Run.embedder makes; got {type(network).__name__}; or"
+                    f" evaluation.embedder makes; got {type(network).__name__}; or"
                     " take methods=('norm',)"
                 )
             how, values = stability(
                 network, self.pairs.images, passes=self.passes, noise=self.noise
             )
             out[how] = values
+        if "learned" in self.methods:
+            out["learned"] = learned.cross_fitted(embedding, self.pairs.owners)
         return out
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxface.eval import intervals
+from jaxface.eval import bootstrap, intervals
 
 TIE = 1e-6  # what float32 rounding leaves uncertain of a cosine
 _PROBES, _GALLERY = 512, 4096  # a block of cosines: 8 MiB
@@ -72,25 +72,33 @@ class OpenSet(NamedTuple):
     unmated: int
 
 
-def cmc(found: Searches, *, ranks: int) -> Curve:
+def cmc(found: Searches, *, ranks: int, people: np.ndarray | None = None) -> Curve:
     """Compute the cumulative match characteristic of the mated searches.
 
     Args:
         found: of `search_all`; searches without a mate are not counted.
         ranks: K.
+        people: [Q] int, whose each probe is; None takes searches as independent.
 
     Returns:
         Rates [K] of a mate among the first 1 .. K identities, with Wilson's interval,
-        which takes searches as independent.
+        or, where people are told, one over people, for several probes of a person
+        succeed and fail together.
 
     Raises:
-        ValueError: if ranks < 1, or no search has a mate.
+        ValueError: if ranks < 1, people are not [Q], or no search has a mate.
     """
     rank = _mated(found.rank)
     if ranks < 1:
         raise ValueError(f"ranks={ranks}; wanted at least 1")
     hits = np.cumsum(np.bincount(rank, minlength=ranks + 1)[1 : ranks + 1])
-    return Curve(hits / len(rank), *intervals.wilson(hits, len(rank)))
+    if people is None:
+        return Curve(hits / len(rank), *intervals.wilson(hits, len(rank)))
+    if np.shape(people) != found.rank.shape:
+        raise ValueError(f"people {np.shape(people)} for {len(found.rank)} searches")
+    who = np.repeat(people[found.rank > 0][:, None], 2, axis=1)
+    ends = [bootstrap.people_interval(rank <= k, who) for k in range(1, ranks + 1)]
+    return Curve(hits / len(rank), *np.array(ends).T)
 
 
 def open_set(found: Searches, *, fpir: Sequence[float], rank: int = 1) -> OpenSet:

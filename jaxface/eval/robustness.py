@@ -63,6 +63,8 @@ class Evaluator:
         more: further curves, as {"fog": {0.2: "op(0.2)|op2", 0.4: ...}}.
         attack: strengths of "pgd", in grey levels of 255.
         steps: gradient steps of the attack.
+        whole: the attacked image is rounded to whole grey levels, so that a file of
+            8 bits can hold it; strengths are whole numbers then.
 
     Raises:
         KeyError: an unknown kind, with the nearest.
@@ -73,8 +75,9 @@ class Evaluator:
     _: dataclasses.KW_ONLY
     kinds: tuple[str, ...] = (*CURVES, ATTACK)
     more: Mapping[str, Mapping[float, str]] = dataclasses.field(default_factory=dict)
-    attack: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    attack: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     steps: int = 10
+    whole: bool = True
 
     def __post_init__(self) -> None:
         verification.Evaluator(self.pairs, far=())  # refuses what is no list
@@ -91,6 +94,21 @@ class Evaluator:
             raise ValueError(
                 f"attack={self.attack}, steps={self.steps}; wanted all above 0"
             )
+        if self.whole and any(levels % 1 for levels in self.attack):
+            raise ValueError(
+                f"attack={self.attack}: 8 bits hold whole grey levels only; give such,"
+                " or whole=False"
+            )
+
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network, a gradient being two more."""
+        lines = {**CURVES, **self.more}
+        points = sum(len(lines[kind]) for kind in self.kinds if kind != ATTACK)
+        out = len(self.pairs.images) + points * len(np.unique(self.pairs.right))
+        if ATTACK in self.kinds:
+            out += len(self.pairs) * len(self.attack) * (3 * self.steps + 1)
+        return out
 
     def run(self, network: types.Embed) -> types.Result:
         """Embed the clean images once, the right ones once more for every strength.
@@ -109,7 +127,7 @@ class Evaluator:
         """
         if not isinstance(network, types.Network):
             raise TypeError(
-                f"robustness wants a types.Network, such as assembly.Run.embedder"
+                f"robustness wants a types.Network, such as evaluation.embedder"
                 f" makes; got {type(network).__name__}"
             )
         judge = _Judge(self.pairs, network(self.pairs.images))
@@ -139,7 +157,10 @@ class Evaluator:
 
             def attacked(levels: float) -> Callable[[], np.ndarray]:
                 return lambda: attack(
-                    network, pairs, left, levels=levels, steps=self.steps
+                    *(network, pairs, left),
+                    levels=levels,
+                    steps=self.steps,
+                    whole=self.whole,
                 )
 
             return {levels: attacked(levels) for levels in self.attack}
@@ -229,6 +250,7 @@ def attack(
     *,
     levels: float,
     steps: int,
+    whole: bool,
     seed: int = 0,
 ) -> np.ndarray:
     """Change every right image a little, so that its pair is decided wrongly.
@@ -236,7 +258,7 @@ def attack(
     Projected gradient descent with a random start (Madry et al. 2018, eq. (2.2) and
     section 5), on the cosine: genuine pairs are driven apart, impostors together. The
     attacker knows the network and the other image's embedding; what it makes is within
-    `levels` of the image and between black and white, but not rounded to whole levels.
+    `levels` of the image and between black and white.
 
     Args:
         network: what is attacked.
@@ -244,6 +266,7 @@ def attack(
         left: [N, D] embeddings of the left images.
         levels: the largest change of any pixel, in grey levels of 255.
         steps: of the gradient's sign, each of 2.5 `levels` / steps.
+        whole: round what was made to whole grey levels, see `rounded`.
         seed: of the start.
 
     Returns:
@@ -267,6 +290,8 @@ def attack(
             steps=np.int32(steps),
             key=jax.random.fold_in(jax.random.key(seed), begin),
         )
+        if whole:
+            changed = rounded(changed, images, levels=levels, ends=(low, high))
         rows.append(network.vectors(changed)[mask])
         begin = at.stop
     return np.concatenate(rows)
@@ -314,3 +339,30 @@ def perturb(
 
     first = jnp.clip(images + reach * start * jnp.abs(way).reshape(one), low, high)
     return jax.lax.fori_loop(0, steps, move, first)
+
+
+@jax.jit
+def rounded(
+    changed: jax.Array,
+    images: jax.Array,
+    *,
+    levels: float,
+    ends: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+    """Round images to whole grey levels, no further than `levels` from others.
+
+    Args:
+        changed: [B, H, W, 3] as the network eats them.
+        images: [B, H, W, 3] the others, which need not be whole themselves.
+        levels: at least 1.
+        ends: [3] what grey levels 0 and 255 are to the network, per channel.
+
+    Returns:
+        [B, H, W, 3] what a file of 8 bits gives the network.
+    """
+    low, high = (end.reshape(1, 1, 1, 3) for end in ends)
+    grey, of = (255 * (x - low) / (high - low) for x in (changed, images))
+    slack = 1e-2  # what float32 leaves uncertain of a level
+    first, last = jnp.ceil(of - levels - slack), jnp.floor(of + levels + slack)
+    kept = jnp.clip(jnp.round(grey), jnp.maximum(first, 0), jnp.minimum(last, 255))
+    return low + kept * (high - low) / 255

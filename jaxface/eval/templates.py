@@ -61,6 +61,11 @@ class Evaluator:
                 N - genuine,
             )
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network."""
+        return len(self.pairs.templates.images)
+
     def run(self, embed: types.Embed) -> types.Result:
         """Embed the images once, pool, compare.
 

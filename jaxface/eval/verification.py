@@ -64,6 +64,11 @@ class Evaluator:
                 N - genuine,
             )
 
+    @property
+    def work(self) -> int:
+        """Images that one run puts through the network."""
+        return len(self.pairs.images)
+
     def run(self, embed: types.Embed) -> types.Result:
         """Embed the images once and measure.
 
@@ -108,7 +113,7 @@ class Evaluator:
             "threshold": float(found.threshold.mean()),
             "view2": lfw.mean,
             **bootstrap.people_auc(scores, same, pairs.people).named("auc"),
-            "eer": curves.eer(scores, same),
+            **bootstrap.people_eer(scores, same, pairs.people).named("eer"),
         }
         if len(lfw.threshold) > 1:
             scalars["view2_error"] = lfw.standard_error
