@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,12 +20,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxface import config as configs
-from jaxface import manifest
+from jaxface import manifest, places
 
-_HALF = ".orbax-checkpoint-tmp"  # how Orbax ends the name of an unfinished folder
+# How Orbax ends the name of an unfinished folder, and how it marks a finished one.
+_HALF, _DONE = ".orbax-checkpoint-tmp", "commit_success.txt"
 
 
 class SaveError(OSError):
@@ -40,7 +40,7 @@ class SaveError(OSError):
 
 
 def open_manager(
-    directory: str | pathlib.Path, *, keep: int = 2, best: str = "", create: bool = True
+    directory: epath.PathLike, *, keep: int = 2, best: str = "", create: bool = True
 ) -> ocp.CheckpointManager:
     """Open a folder of checkpoints.
 
@@ -54,11 +54,11 @@ def open_manager(
     Raises:
         FileNotFoundError: nothing there, and `create` is False.
     """
-    path = pathlib.Path(directory).absolute()
+    path = places.at(directory)
     if not create and not path.is_dir():
         raise FileNotFoundError(f"no checkpoints at {path}; train there first")
     if create and jax.process_index() == 0:
-        for half in sorted(path.glob(f"*{_HALF}")):
+        for half in _halves(path):
             logging.warning(
                 "HALF A CHECKPOINT, removed: %s; its save was cut off", half
             )
@@ -172,17 +172,31 @@ def _told(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         if jax.process_count() == 1:
             # A full disk stays full while half a checkpoint lies on it.
-            for half in pathlib.Path(manager.directory).glob(f"*{_HALF}"):
-                shutil.rmtree(half, ignore_errors=True)
+            for half in _halves(manager.directory):
+                with contextlib.suppress(OSError):
+                    half.rmtree()
         # What Orbax thought of as removed for this step's sake is still there.
         with contextlib.suppress(OSError):
             manager.reload()
         raise SaveError(step, manager.directory, error) from error
 
 
-def _seal(directory: pathlib.Path) -> None:
-    """Write the manifest of the one folder being finished, which Orbax then renames."""
-    (half,) = (path for path in directory.iterdir() if path.name.endswith(_HALF))
+def _halves(directory: epath.Path) -> list[epath.Path]:
+    """Return the folders of unfinished saves.
+
+    Orbax gives them another name, or, in a bucket, leaves out a mark.
+    """
+    if not directory.is_dir():
+        return []
+    folders = sorted(directory.iterdir())
+    if places.in_bucket(directory):
+        return [f for f in folders if f.is_dir() and not (f / _DONE).exists()]
+    return [f for f in folders if f.name.endswith(_HALF)]
+
+
+def _seal(directory: epath.Path) -> None:
+    """Write the manifest of the one folder that Orbax is about to call finished."""
+    (half,) = _halves(directory)
     manifest.write(half)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +21,18 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 
-from jaxface import atomic, checkpoint, config, evaluation, spec, teacher, transfer
+from jaxface import (
+    atomic,
+    checkpoint,
+    config,
+    evaluation,
+    places,
+    spec,
+    teacher,
+    transfer,
+)
 from jaxface.assembly import Run
 from jaxface.train import guard, loop, monitor, tracing, writers
 from jaxface.train import saver as savers
@@ -33,7 +42,7 @@ from jaxface.types import Batch, Batches, Result
 
 def train(
     run: Run,
-    workdir: str | pathlib.Path,
+    workdir: epath.PathLike,
     *,
     beat: Callable[[], None] = lambda: None,
     profile: tuple[int, int] | None = None,
@@ -46,7 +55,7 @@ def train(
     Args:
         run: from `assembly.build`.
         workdir: gets config.json, classes.json, metrics.jsonl, events and
-            checkpoints.
+            checkpoints; a folder, or one in a bucket, "gs://bucket/run".
         beat: called before every step, as a sign of life.
         profile: steps to trace, first and last, counted from where this start begins;
             into workdir/profile/process-I.
@@ -63,7 +72,7 @@ def train(
             the last good checkpoint.
         OSError: workdir cannot be written, or the last save failed.
     """
-    c, workdir = run.config, pathlib.Path(workdir).absolute()
+    c, workdir = run.config, places.at(workdir)
     _claim(workdir, run)
     manager = checkpoint.open_manager(
         workdir / "checkpoints", keep=c.checkpoint.keep, best=c.checkpoint.best
@@ -71,7 +80,7 @@ def train(
     saver = savers.Saver(manager, home=workdir / "config.json")
     begun = time.monotonic()
     start, state = _start(run, manager)
-    traces = workdir / "profile" / f"process-{jax.process_index()}"
+    traces = places.local(workdir) / "profile" / f"process-{jax.process_index()}"
     with (
         loop.stop_on_signals() as stop,
         tracing.window(run.step, steps=profile, folder=traces) as traced,
@@ -97,7 +106,7 @@ def train(
 
 def _train_on(
     run: Run,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     saver: savers.Saver,
     start: int,
     state: steps.TrainState,
@@ -163,7 +172,7 @@ def _train_on(
 
 
 def evaluate(
-    run: Run, workdir: str | pathlib.Path, *, step: str = "best"
+    run: Run, workdir: epath.PathLike, *, step: str = "best"
 ) -> tuple[int, dict[str, Result]]:
     """Restore a checkpoint and run the config's evaluators on it.
 
@@ -180,7 +189,7 @@ def evaluate(
 
 
 def restore(
-    run: Run, workdir: str | pathlib.Path, *, step: str = "best"
+    run: Run, workdir: epath.PathLike, *, step: str = "best"
 ) -> tuple[int, dict[str, Any]]:
     """Return (step, what the network is applied with) of a checkpoint.
 
@@ -202,13 +211,13 @@ def restore(
     return found, variables
 
 
-def saved_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+def saved_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     """Return the config a run was trained with; no device is touched.
 
     Raises:
         FileNotFoundError: no run in workdir.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = places.at(workdir) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"no run in {workdir}: config.json is missing")
     return config.loads(path.read_text())
@@ -231,7 +240,7 @@ def _with_best(scalars: dict[str, float], *, best: str) -> dict[str, float]:
     return scalars
 
 
-def _claim(workdir: pathlib.Path, run: Run) -> None:
+def _claim(workdir: epath.Path, run: Run) -> None:
     """Write config and class names into a new workdir, or check those it has."""
     path, c = workdir / "config.json", run.config
     if path.exists():
@@ -324,7 +333,7 @@ def _counts(like: Any, counts: Mapping[str, int]) -> dict[str, jax.Array]:
 
 
 def _boards(
-    c: ml_collections.ConfigDict, workdir: pathlib.Path, start: int
+    c: ml_collections.ConfigDict, workdir: epath.Path, start: int
 ) -> list[writers.Writer]:
     boards: list[writers.Writer] = []
     if c.log.tensorboard:
@@ -354,15 +363,15 @@ def batches_of(run: Run, loader: Batches) -> Iterator[Batch]:
 @contextlib.contextmanager
 def _given(c: ml_collections.ConfigDict) -> Iterator[transfer.Given]:
     """Open the checkpoint that a `workdir` and a `step` name."""
-    workdir = pathlib.Path(c.workdir).absolute()
+    workdir = places.at(c.workdir)
     theirs = saved_config(workdir)
     with _reader(workdir, theirs) as reader:
         yield transfer.Given(workdir, theirs, reader, checkpoint.find(reader, c.step))
 
 
-def _reader(workdir: str | pathlib.Path, c: ml_collections.ConfigDict) -> Any:
+def _reader(workdir: epath.PathLike, c: ml_collections.ConfigDict) -> Any:
     return checkpoint.open_manager(
-        pathlib.Path(workdir) / "checkpoints",
+        places.at(workdir) / "checkpoints",
         keep=c.checkpoint.keep,
         best=c.checkpoint.best,
         create=False,
@@ -381,7 +390,7 @@ def _lost(error: monitor.NonFiniteLossError, c: Any, manager: Any) -> str:
     )
 
 
-def _write_bad(workdir: pathlib.Path, bad: Mapping[str, str]) -> None:
+def _write_bad(workdir: epath.Path, bad: Mapping[str, str]) -> None:
     if not bad:
         return
     path = workdir / f"bad_images.{jax.process_index()}.json"

@@ -15,6 +15,8 @@ from typing import Any
 
 from etils import epath
 
+from jaxface import atomic
+
 NAME = "manifest.json"
 # What Orbax writes after all else: the hour of it, and a mark. It restores without.
 _LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")
@@ -24,9 +26,7 @@ def write(folder: epath.PathLike) -> None:
     """Write the manifest of a folder into it, replacing one that is there."""
     folder = epath.Path(folder)
     facts = {name: _facts(path) for name, path in sorted(_files(folder).items())}
-    half = folder / f"{NAME}.tmp"
-    half.write_text(json.dumps({"sha256": facts}, indent=1))
-    half.replace(folder / NAME)
+    atomic.write(folder / NAME, json.dumps({"sha256": facts}, indent=1))
 
 
 def exists(folder: epath.PathLike) -> bool:
@@ -74,7 +74,7 @@ def _files(folder: epath.Path) -> dict[str, epath.Path]:
         for path in rooms.pop().iterdir():
             if path.is_dir():
                 rooms.append(path)
-            elif path.name not in (NAME, f"{NAME}.tmp", *_LATER):
+            elif path.name not in (NAME, *_LATER):
                 files[path.relative_to(folder).as_posix()] = path
     return files
 

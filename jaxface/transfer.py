@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 
 from jaxface import checkpoint, spec
 from jaxface.assembly import Run
@@ -40,7 +40,7 @@ class Given:
         step: which of them.
     """
 
-    workdir: pathlib.Path
+    workdir: epath.Path
     config: ml_collections.ConfigDict
     manager: Any
     step: int
@@ -124,7 +124,7 @@ def match(
     return rows
 
 
-def class_names(workdir: pathlib.Path) -> list[str] | None:
+def class_names(workdir: epath.Path) -> list[str] | None:
     """Read a workdir's class names, or None where its source had none."""
     path = workdir / CLASSES
     return json.loads(path.read_text()) if path.exists() else None

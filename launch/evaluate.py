@@ -20,8 +20,19 @@ import jax
 import ml_collections
 import numpy as np
 from absl import flags
+from etils import epath
 
-from jaxface import assembly, atomic, cli, evaluation, experiment, parallel, spec, types
+from jaxface import (
+    assembly,
+    atomic,
+    cli,
+    evaluation,
+    experiment,
+    parallel,
+    places,
+    spec,
+    types,
+)
 from jaxface.data import decode
 from jaxface.data.sources import pairs_sampled
 from jaxface.eval import comparison, project, report, rows, saliency, verification
@@ -102,9 +113,9 @@ def main() -> None:
             print(f"{before}{name} skipped: {why}")
 
 
-def named(workdirs: list[str]) -> dict[str, pathlib.Path]:
+def named(workdirs: list[str]) -> dict[str, epath.Path]:
     """Return the workdirs by what they are called: the last part, if that tells."""
-    paths = [pathlib.Path(workdir).absolute() for workdir in workdirs]
+    paths = [places.at(workdir) for workdir in workdirs]
     if len(set(paths)) < len(paths):
         raise ValueError(f"--workdir names a run twice: {workdirs}")
     short = [path.name for path in paths]
@@ -159,7 +170,7 @@ def digest(images: types.Source) -> str:
 
 
 def tell(
-    results: Mapping[str, types.Result], workdir: pathlib.Path, *, step: int, run: str
+    results: Mapping[str, types.Result], workdir: epath.Path, *, step: int, run: str
 ) -> None:
     """Print all numbers, and write them beside the checkpoints."""
     directory = workdir / "eval" / str(step)
@@ -184,7 +195,7 @@ def gained(row: comparison.Paired) -> str:
 
 
 def page_of(
-    run: assembly.Run, results: Mapping[str, types.Result], workdir: pathlib.Path
+    run: assembly.Run, results: Mapping[str, types.Result], workdir: epath.Path
 ) -> report.Run:
     """Return what the report shows of a run; a converted one has no history."""
     log = workdir / "metrics.jsonl"
@@ -246,7 +257,7 @@ def driving(
 
 
 def add_leaks(
-    run: assembly.Run, results: Mapping[str, types.Result], workdir: pathlib.Path
+    run: assembly.Run, results: Mapping[str, types.Result], workdir: epath.Path
 ) -> None:
     """Put beside each score how many of its people were trained on; print who."""
     found = evaluation.leaks(run, experiment.restore(run, workdir, step=_STEP.value)[1])

@@ -12,14 +12,13 @@ Exits with 0 at the end of the config, with 75 where SIGTERM or Ctrl-C ended it 
 saved: the same command goes on. 1 is an error, told in one line.
 """
 
-import pathlib
 import sys
 
 import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from jaxface import assembly, cli, experiment, parallel, processes, rehearsal
+from jaxface import assembly, cli, experiment, parallel, places, processes, rehearsal
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and logs go.")
@@ -65,7 +64,7 @@ def main() -> None:
     if index != _PROCESS.value:
         cli.log_to_stderr(logging.WARNING)
     if not _DRY_RUN.value:
-        cli.log_to_file(pathlib.Path(_WORKDIR.value) / "logs" / f"process-{index}.log")
+        cli.log_to_file(places.local(_WORKDIR.value) / "logs" / f"process-{index}.log")
     profile = window(_PROFILE.value)
     with processes.together(limit=_STALL.value) as beat:
         run = assembly.build(_CONFIG.value)
@@ -97,11 +96,6 @@ def check(values: dict) -> bool:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    flags.register_validator(
-        "workdir",
-        lambda path: "://" not in (path or ""),
-        "wanted a folder: mount the bucket, as gcsfuse does, and give its path",
-    )
     flags.register_multi_flags_validator(
         ["workdir", "dry_run"], check, "--workdir is wanted, or --dry_run"
     )

@@ -14,6 +14,7 @@ FILES = sorted((ROOT / "jaxface").rglob("*.py"))
 FLOORS = {
     "types": 0,
     "atomic": 0,
+    "places": 0,
     "spec": 0,
     "config": 0,
     "cli": 0,

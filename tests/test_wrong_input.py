@@ -144,7 +144,7 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
     for flag, words in (
         ("--config.optm.lr=1", 'error: Did you mean "optim" instead of "optm"'),
         ("--config.model.name=vgg", "error: model 'vgg' unknown"),
-        ("--workdir=gs://faces/run", "wanted a folder: mount the bucket"),
+        ("--workdir=ftp://faces/run", "wanted a folder, or gs://bucket/folder"),
     ):
         line = ["launch/train.py", "--config=tests/tiny.py", f"--workdir={tmp_path}"]
         done = subprocess.run(

@@ -67,6 +67,7 @@ def run(
         if scalars:
             monitor.write(done, scalars)
         if to_save or stopping:
+            monitor.settle()
             save(done, state, scalars)
         if stopping:
             logging.warning("stopped by a signal after step %d", done)

@@ -12,7 +12,6 @@ was not.
 from __future__ import annotations
 
 import math
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -21,7 +20,9 @@ from typing import Any, Self
 import jax
 import tqdm
 from absl import logging
+from etils import epath
 
+from jaxface import places
 from jaxface.train import writers
 
 
@@ -60,7 +61,7 @@ class Monitor:
 
     def __init__(
         self,
-        workdir: str | pathlib.Path,
+        workdir: epath.PathLike,
         *,
         start: int,
         total: int,
@@ -80,7 +81,7 @@ class Monitor:
         self._boards = boards
         self._logs: list[writers.Writer] = list(boards)
         if self._chief:
-            workdir = pathlib.Path(workdir)
+            workdir = places.at(workdir)
             self._logs.append(writers.Jsonl(workdir / "metrics.jsonl", start=start))
             if table:
                 self._logs.append(writers.Csv(workdir / "metrics.csv", start=start))
@@ -133,6 +134,11 @@ class Monitor:
                 self.write(step, metrics | {"lr": self._lr(step, metrics)})
         step, metrics = rows[-1]
         self._show(step, metrics | {"lr": self._lr(step, metrics)})
+
+    def settle(self) -> None:
+        """Write what waits in memory, before a checkpoint that stands for it."""
+        for log in self._logs:
+            log.settle()
 
     def _check(self, step: int, metrics: Mapping[str, Any]) -> None:
         in_row = metrics.get("in_row")

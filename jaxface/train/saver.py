@@ -11,11 +11,11 @@ save failed does not end as if it had not.
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import jax
 from absl import logging
+from etils import epath
 
 from jaxface import checkpoint
 
@@ -28,7 +28,7 @@ class Saver:
         home: a file beside the checkpoints, which is there as long as their disk is.
     """
 
-    def __init__(self, manager: Any, *, home: pathlib.Path) -> None:
+    def __init__(self, manager: Any, *, home: epath.Path) -> None:
         self.manager = manager
         self._home = home
         self._failure: checkpoint.SaveError | None = None
@@ -75,7 +75,7 @@ class Saver:
         Orbax's threads wait five minutes for a folder that could not be made, and with
         them the end of the process.
         """
-        probe = pathlib.Path(self.manager.directory) / f".probe-{jax.process_index()}"
+        probe = self.manager.directory / f".probe-{jax.process_index()}"
         try:
             # Where a mount vanished, its empty folder must not be written to.
             if not self._home.exists():

@@ -1,7 +1,8 @@
 """Where rows go: JSONL and CSV, TensorBoard's event files, Weights & Biases.
 
 The one law: a row reaches its file whole and in order, or waits in memory until the
-disk takes it; training never waits for, nor ends by, a file that cannot be written.
+disk takes it; training never waits for, nor ends by, a file that cannot be written. In
+a bucket no file grows: there it is replaced by a longer one, before a checkpoint is.
 
     log = Jsonl("run/metrics.jsonl", start=0)
     log.write(1, {"loss": 2.5})
@@ -14,7 +15,6 @@ import csv
 import io
 import json
 import os
-import pathlib
 import struct
 import time
 import uuid
@@ -22,8 +22,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from absl import logging
+from etils import epath
 
-from jaxface import atomic
+from jaxface import atomic, places
 
 
 class Writer(Protocol):
@@ -31,6 +32,10 @@ class Writer(Protocol):
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Write one row; a step may have several."""
+        ...
+
+    def settle(self) -> None:
+        """Write what waits for a checkpoint, or let it wait on."""
         ...
 
     def close(self) -> None:
@@ -47,21 +52,31 @@ class Appended:
 
     Args:
         path: it, made with the first piece.
+
+    Attributes:
+        size: bytes that are in it.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
-        self._size = path.stat().st_size if path.exists() else 0
+    def __init__(self, path: epath.PathLike) -> None:
+        self._path = epath.Path(path)
+        self.size = self._path.stat().length if self._path.exists() else 0
         self._waiting: list[bytes] = []
+        self._fails = False
 
     def add(self, piece: bytes) -> None:
         """Append a piece and what waits before it, or let it wait too."""
         self._waiting.append(piece)
+        if not places.in_bucket(self._path):
+            self.settle()
+
+    def settle(self) -> None:
+        """Append what waits, or let it wait on."""
         try:
             self._drain()
         except OSError as error:
-            if len(self._waiting) == 1:
+            if not self._fails:
                 logging.error("rows are kept in memory, tried again: %s", error)
+            self._fails = True
 
     def close(self) -> None:
         """Append what waits.
@@ -79,13 +94,22 @@ class Appended:
         if not self._waiting:
             return
         piece = b"".join(self._waiting)
-        with self._path.open("ab") as file:
-            if (size := file.tell()) < self._size:
-                raise OSError(f"{self._path}: {size} bytes, had {self._size} before")
-            file.truncate(self._size)  # where only a part was taken
-            file.write(piece)
-        self._size += len(piece)
+        if places.in_bucket(self._path):
+            before = self._path.read_bytes() if self.size else b""
+            self._check(len(before))
+            self._path.write_bytes(before[: self.size] + piece)
+        else:
+            with self._path.open("ab") as file:
+                self._check(file.tell())
+                file.truncate(self.size)  # where only a part was taken
+                file.write(piece)
+        self.size += len(piece)
         self._waiting.clear()
+        self._fails = False
+
+    def _check(self, size: int) -> None:
+        if size < self.size:
+            raise OSError(f"{self._path}: {size} bytes, had {self.size} before")
 
 
 class Jsonl:
@@ -96,13 +120,17 @@ class Jsonl:
         start: the step the run goes on from.
     """
 
-    def __init__(self, path: pathlib.Path, *, start: int) -> None:
+    def __init__(self, path: epath.Path, *, start: int) -> None:
         cut_back(path, start, step_of=lambda line: json.loads(line)["step"])
         self._file = Appended(path)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Write one row."""
         self._file.add(json.dumps({"step": step, **row}).encode() + b"\n")
+
+    def settle(self) -> None:
+        """Write what waits, or let it wait on."""
+        self._file.settle()
 
     def close(self) -> None:
         """Write what waits."""
@@ -118,13 +146,13 @@ class Csv:
 
     HEAD = "step,name,value\n"
 
-    def __init__(self, path: pathlib.Path, *, start: int) -> None:
+    def __init__(self, path: epath.Path, *, start: int) -> None:
         def step_of(line: str) -> int:
             return -1 if line == self.HEAD else int(line.partition(",")[0])
 
         cut_back(path, start, step_of=step_of)
         self._file = Appended(path)
-        if not path.exists() or not path.stat().st_size:
+        if not self._file.size:
             self._file.add(self.HEAD.encode())
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
@@ -133,6 +161,10 @@ class Csv:
         lines = csv.writer(text, lineterminator="\n")
         lines.writerows((step, name, repr(value)) for name, value in row.items())
         self._file.add(text.getvalue().encode())
+
+    def settle(self) -> None:
+        """Write what waits, or let it wait on."""
+        self._file.settle()
 
     def close(self) -> None:
         """Write what waits."""
@@ -147,7 +179,7 @@ class TensorBoard:
         start: the step the run goes on from.
     """
 
-    def __init__(self, folder: pathlib.Path, *, start: int) -> None:
+    def __init__(self, folder: epath.Path, *, start: int) -> None:
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
@@ -170,6 +202,10 @@ class TensorBoard:
         value = self._summary.Value
         scalars = [value(tag=name, simple_value=x) for name, x in row.items()]
         self._add(step=step, summary=self._summary(value=scalars))
+
+    def settle(self) -> None:
+        """Write what waits, or let it wait on."""
+        self._file.settle()
 
     def close(self) -> None:
         """Write what waits."""
@@ -200,7 +236,7 @@ class Wandb:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: epath.Path,
         *,
         project: str,
         mode: str = "offline",
@@ -216,9 +252,11 @@ class Wandb:
         known = workdir / "wandb.id"
         if not known.exists():
             atomic.write(known, uuid.uuid4().hex[:8])
+        kept = places.local(workdir)
+        kept.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=project,
-            dir=str(workdir),
+            dir=str(kept),
             id=known.read_text(),
             resume="allow",
             mode=mode,
@@ -231,12 +269,15 @@ class Wandb:
         """Write one row."""
         self._run.log({"step": step, **row})
 
+    def settle(self) -> None:
+        """Nothing waits here but in its own process."""
+
     def close(self) -> None:
         """End the run's session."""
         self._run.finish()
 
 
-def cut_back(path: pathlib.Path, step: int, *, step_of: Callable[[str], int]) -> None:
+def cut_back(path: epath.Path, step: int, *, step_of: Callable[[str], int]) -> None:
     """Drop the rows of a log past a step, and half a line at its end.
 
     Raises:

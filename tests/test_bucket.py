@@ -1,0 +1,67 @@
+"""A run whose workdir is in a bucket, interrupted, against one on a disk."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import bucket
+import pytest
+
+from jaxface import places, processes
+
+ROOT = pathlib.Path(__file__).parent.parent
+RUN = ("--config=tests/tiny.py", "--config.train.length=60 steps")
+
+
+def start(script, workdir, *words, env):
+    command = [sys.executable, f"launch/{script}.py", f"--workdir={workdir}", *words]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def said(process, code=0):
+    out, wrong = process.communicate(timeout=300)
+    assert process.returncode == code, wrong
+    return out
+
+
+def content(place, env):
+    code = f"from etils import epath; print(epath.Path({place!r}).read_text(), end='')"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, env=os.environ | env, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def test_places_on_a_disk_are_whole_and_in_a_bucket_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert places.at("run") == places.at(tmp_path / "run")
+    assert os.fspath(places.at("gs://faces/run") / "x") == "gs://faces/run/x"
+    assert places.local("run") == pathlib.Path("run")
+    assert places.local("gs://faces/run").parts[-3:] == ("gs", "faces", "run")
+
+
+@pytest.mark.slow  # four processes
+def test_a_run_in_a_bucket_is_one_on_a_disk(tmp_path):
+    with bucket.served("faces") as env:
+        place = "gs://faces/runs/a"
+        first = start("train", place, *RUN, env=env)
+        while (line := first.stderr.readline()) and "step 5:" not in line:
+            pass
+        first.send_signal(signal.SIGTERM)
+        said(first, processes.AGAIN)
+        said(start("train", place, *RUN, env=env))
+        shown = said(start("evaluate", place, "--step=latest", env=env))
+        rows = content(f"{place}/metrics.jsonl", env)
+    said(start("train", tmp_path / "run", *RUN, env={}))
+    want = said(start("evaluate", tmp_path / "run", "--step=latest", env={}))
+    assert rows == (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert shown == want
