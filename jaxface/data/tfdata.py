@@ -154,10 +154,9 @@ class Loader:
             self._raised = error  # TensorFlow would make a text of it
             raise
         records, labels, found = zip(*itertools.chain(*parts), strict=True)
-        facts[step] = self._stream.facts(positions, labels, found, numbers)
-        own = numbers[:, : self._stream.pipeline.width]
+        facts[step] = self._stream.facts(positions, labels, found)
         # A spare column: TensorFlow crashes on an empty array from Python.
-        return np.array(records, object), np.pad(own, ((0, 0), (0, 1)))
+        return np.array(records, object), np.pad(numbers, ((0, 0), (0, 1)))
 
 
 def _record(record: bytes | np.ndarray) -> bytes:
