@@ -312,9 +312,7 @@ class Run:
         _, rest = self.pipeline.split()
 
         def finished(batch: Batch) -> Batch:
-            facts = {k: v for k, v in batch.items() if k != "numbers"}
-            image = rest.batch(jnp, batch["image"], batch["numbers"])
-            done = {**facts, "image": image}
+            done = {**batch, "image": rest.batch(jnp, batch["image"])}
             if self.mix is None:
                 return done
             return mixing.mixed(done, mix=self.mix, seed=self.config.seed)

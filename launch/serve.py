@@ -26,9 +26,10 @@ def main() -> None:
     c = _CONFIG.value
     c.mesh.devices = 1  # what trains is elsewhere
     run = assembly.build(c, for_training=False)
-    listener = service.listen(_ADDRESS.value, service.secret(_KEY.value))
+    known = service.secret(_KEY.value)
+    listener = service.listen(_ADDRESS.value)
     print(f"{len(run.source):,} images at {_ADDRESS.value}", flush=True)
-    service.serve(listener, run.served)
+    service.serve(listener, known, run.served)
 
 
 if __name__ == "__main__":

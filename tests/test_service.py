@@ -1,6 +1,7 @@
 """Batches made by other machines are those of this one, in their order."""
 
 import itertools
+import socket
 import subprocess
 import sys
 import threading
@@ -36,12 +37,12 @@ def started(count, module=host, records=None, clients=1):
 
     addresses = []
     for _ in range(count):
-        listener = service.listen("127.0.0.1:0", SECRET)
+        listener = service.listen("127.0.0.1:0")
         addresses.append(listener.address)
 
         def run(listener=listener):
             with listener:
-                service.serve(listener, open_loader, clients=clients)
+                service.serve(listener, SECRET, open_loader, clients=clients)
 
         threading.Thread(target=run, daemon=True).start()
     return addresses
@@ -98,14 +99,47 @@ def test_what_a_worker_refuses_is_raised_here():
 
 
 def test_a_stranger_gets_nothing():
-    (address,) = started(1)
+    (address,) = started(1, clients=2)
     with pytest.raises(OSError, match="has another secret"):
         service.Loader([address], b"another secret..", "faces")
     taken(service.Loader([address], SECRET, "faces"))  # the worker goes on
-    with service.listen("127.0.0.1:0", SECRET) as free:
+    with service.listen("127.0.0.1:0") as free:
         nobody = free.address
     with pytest.raises(OSError, match="does not answer"):
         service.Loader([nobody], SECRET, "faces")
+
+
+def test_a_silent_worker_is_an_error(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as mute, monkeypatch.context() as m:
+        m.setattr(service, "_GREETING", 0.2)
+        with pytest.raises(OSError, match=r"does not answer \(silent for too long"):
+            service.Loader([mute.getsockname()], SECRET, "faces")
+    module = types.SimpleNamespace(Loader=Stuck)
+    loader = service.Loader(started(1, module), SECRET, "faces", silence=1.0)
+    found = iter(loader)
+    next(found)
+    with pytest.raises(OSError, match=r"was lost at step 1 \(silent for too long"):
+        next(found)
+    loader.close()
+    Stuck.on.set()
+
+
+def test_a_silent_client_does_not_stop_a_worker():
+    (address,) = started(1, clients=2)
+    with socket.create_connection(address):
+        taken(service.Loader([address], SECRET, "faces"))
+    with pytest.raises(ValueError, match="wanted seconds, more than 0"):
+        service.Loader([address], SECRET, "faces", silence=0)
+
+
+class Stuck(host.Loader):
+    """Makes one batch, and waits."""
+
+    on = threading.Event()
+
+    def __iter__(self):
+        yield next(super().__iter__())
+        self.on.wait()
 
 
 class Dying(host.Loader):
@@ -184,7 +218,7 @@ def test_what_decides_a_batch_is_compared():
 def test_launch_serve_feeds_a_run(tmp_path):
     key = tmp_path / "key.txt"
     key.write_bytes(SECRET)
-    with service.listen("127.0.0.1:0", SECRET) as free:
+    with service.listen("127.0.0.1:0") as free:
         address = "{}:{}".format(*free.address)
     given = [f"--config={ROOT}/tests/tiny.py", f"--address={address}", f"--key={key}"]
     line = [sys.executable, "launch/serve.py", *given]

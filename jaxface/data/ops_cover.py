@@ -111,7 +111,13 @@ def _covered(
         h, w, _ = image.shape
         y, x = np.arange(h)[:, None, None], np.arange(w)[None, :, None]
         color = np.asarray(ink(y, x, z.astype(np.int64))).astype(np.uint8)
-        return np.where(within(y, x, z, h, w), color, image)
+        painted = np.broadcast_to(color, image.shape)
+        below, above = (image, painted) if not outside else (painted, image)
+        ends = np.ceil(place(z, h, w)).astype(int).clip(0, (h, w, h, w))
+        part = slice(ends[0], ends[2]), slice(ends[1], ends[3])
+        out = below.copy()
+        out[part] = above[part]
+        return out
 
     def tensorflow(tf, image, z):
         shape = tf.shape(image, tf.int64)

@@ -39,9 +39,12 @@ def color_jitter(
         return grey + saturation * (image - grey)
 
     def numpy(image, z):
-        mean = np.float32(image.mean(dtype=np.float64))
-        jittered = body(image.astype(np.float32), mean, z.astype(np.float32))
-        return resample.to_uint8(jittered)
+        mean = np.float32(image.sum(dtype=np.uint64) / image.size)
+        # in memory a plane for each channel: NumPy's inner loops are long then
+        planes = image.transpose(2, 0, 1).astype(np.float32, order="C")
+        return resample.to_uint8(
+            body(planes.transpose(1, 2, 0), mean, z.astype(np.float32))
+        )
 
     def tensorflow(tf, image, z):
         mean = tf.reduce_mean(tf.cast(image, tf.float64))

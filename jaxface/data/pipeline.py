@@ -1,15 +1,15 @@
 """A preprocessing line once parsed: its ops, and the numbers they are handed.
 
 The law: an example's pixels depend on its record and its numbers, and these on (seed,
-position) alone. Numbers are drawn here, in NumPy, for both loaders. How a line ends
-can be done to a whole batch where it is trained on, which leaves the processor that
-decodes a quarter of the bytes to write:
+position) alone. Numbers are drawn here, in NumPy, for both loaders. What ends a line
+without any, `normalize`, can be done to a whole batch where it is trained on, which
+leaves the processor that decodes a quarter of the bytes to write:
 
     line = ops.parse("decode|resize(112)|flip|normalize")
     numbers = line.numbers(positions, seed=0)             # [B, m]
     image = line.numpy(encoded, numbers[0])               # [112, 112, 3] float32
-    first, rest = line.split()                # decode|resize(112) and flip|normalize
-    rest.batch(jnp, pixels, numbers[:, first.width :])    # [B, 112, 112, 3] float32
+    first, rest = line.split()                # decode|resize(112)|flip and normalize
+    rest.batch(jnp, pixels)                               # [B, 112, 112, 3] float32
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxface.data import index
+from jaxface.data import decode, index
 
 _SALT = 0x0A06  # keeps augmentation apart from shuffling
 
@@ -34,12 +34,13 @@ class Op:
     Attributes:
         numpy: (image, numbers [m]) -> image.
         tensorflow: (tf, image, numbers [m]) -> image, in a graph.
-        batch: (numpy or jax.numpy, images [B, H, W, 3], numbers [B, m]) -> images, of
-            an op that accelerators do as well; its numbers are exact in float32.
+        batch: (numpy or jax.numpy, images [B, H, W, 3]) -> images, of an op that draws
+            no numbers and that accelerators do as well.
         draws: how many uniform numbers an example needs.
         law: uniforms [B, draws] in [0, 1) -> the bodies' numbers [B, m].
         size: (H, W) of the output, where it does not depend on the input's.
         warps: the numbers are a matrix of `resample.warp`.
+        mirrors: left to right, where its one number is not 0.
         cuts: it takes a window of the image, or decodes what the next one takes.
         color: channel order from here on, of an op that decodes or swaps.
         scale: (mean, std), of an op that normalises.
@@ -47,11 +48,12 @@ class Op:
 
     numpy: Callable[[Any, np.ndarray], np.ndarray]
     tensorflow: Callable[[Any, Any, Any], Any]
-    batch: Callable[[Any, Any, Any], Any] | None = None
+    batch: Callable[[Any, Any], Any] | None = None
     draws: int = 0
     law: Callable[[np.ndarray], np.ndarray] = lambda u: u
     size: tuple[int, int] | None = None
     warps: bool = False
+    mirrors: bool = False
     cuts: bool = False
     color: str = ""
     scale: tuple[Any, Any] | None = None
@@ -101,8 +103,8 @@ class Pipeline:
 
     @property
     def only_decodes(self) -> bool:
-        """Whether nothing is done to an image but decoding it."""
-        return len(self.ops) == 1
+        """Whether an image is at most mirrored besides, which decoding can do."""
+        return len(self.ops) == 1 or (len(self.ops) == 2 and self.ops[1].mirrors)
 
     def numbers(self, positions: np.ndarray, *, seed: int) -> np.ndarray:
         """Draw what the bodies need at each position: [B] -> [B, m] float64."""
@@ -111,20 +113,30 @@ class Pipeline:
         laws = [op.law(part) for op, part in zip(self.ops, parts, strict=True)]
         return np.concatenate(laws, axis=1)
 
-    def numpy(self, record: bytes | np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    def numpy(
+        self,
+        record: bytes | np.ndarray,
+        numbers: np.ndarray,
+        *,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Process one example.
 
         Args:
             record: encoded bytes or uint8 [H, W, 3].
             numbers: [m] from `numbers`.
+            out: contiguous uint8 [H, W, 3] that the image may be written to.
 
         Returns:
-            [H, W, 3] float32 after `normalize`, else uint8.
+            [H, W, 3] float32 after `normalize`, else uint8; perhaps `out` itself.
 
         Raises:
             decode.UnreadableError: if the record is not an image.
             ValueError: if it is too small for a crop.
         """
+        if self.only_decodes:
+            mirrored = self.width > 0 and numbers[0] > 0
+            return decode.pixels(record, out=out, mirrored=mirrored)
         image: Any = record
         for op, part in zip(self.ops, self._parts, strict=True):
             image = op.numpy(image, numbers[part])
@@ -152,17 +164,16 @@ class Pipeline:
         first, rest = self.split()
         return Pipeline(joined((*first.ops, *added, *rest.ops)))
 
-    def batch(self, xp: Any, images: Any, numbers: Any) -> Any:
+    def batch(self, xp: Any, images: Any) -> Any:
         """Process a batch, of the second part of `split`.
 
         Args:
             xp: `numpy` or `jax.numpy`.
             images: uint8 [B, H, W, 3].
-            numbers: [B, m], the last columns of the whole line's.
         """
-        for op, part in zip(self.ops, self._parts, strict=True):
+        for op in self.ops:
             assert op.batch, "split keeps such ops before"
-            images = op.batch(xp, images, numbers[:, part])
+            images = op.batch(xp, images)
         return images
 
     def tensorflow(self, tf: Any, record: Any, numbers: Any) -> Any:

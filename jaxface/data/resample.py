@@ -14,10 +14,14 @@ from typing import Any
 
 import numpy as np
 
+Taps = list[tuple[np.ndarray, np.ndarray]]
+
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """Round half to even and saturate to 0 .. 255."""
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    level = np.rint(image)
+    np.minimum(np.maximum(level, 0, out=level), 255, out=level)
+    return level.astype(np.uint8)
 
 
 def resize(image: np.ndarray, *, size: tuple[int, int]) -> np.ndarray:
@@ -33,13 +37,27 @@ def resize(image: np.ndarray, *, size: tuple[int, int]) -> np.ndarray:
     (h, w, _), (H, W) = image.shape, size
     if (h, w) == (H, W):
         return image
-    tall = sum(k[:, None, None] * image[i] for i, k in _taps(h, H))  # [H, w, 3]
-    return to_uint8(sum(k[:, None] * tall[:, i] for i, k in _taps(w, W)))
+    # whole rows each time: inner loops over three channels cost several times as much
+    rows = image.reshape(h, w * 3).astype(np.float32)
+    columns = np.ascontiguousarray(_tapped(rows, _taps(h, H)).T)  # [w * 3, H]
+    found = to_uint8(_tapped(columns, _taps(w, W, 3)))  # [W * 3, H]
+    return np.ascontiguousarray(found.T).reshape(H, W, 3)
 
 
-@functools.lru_cache(maxsize=256)
-def _taps(n: int, N: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (source pixels [N], weights [N]) of each tap that turns n pixels to N.
+def _tapped(rows: np.ndarray, taps: Taps) -> np.ndarray:
+    (source, weight), *others = taps
+    total = rows.take(source, 0)
+    total *= weight
+    for source, weight in others:
+        part = rows.take(source, 0)
+        part *= weight
+        total += part
+    return total
+
+
+@functools.lru_cache(maxsize=512)  # all sizes that `low_resolution` draws of 112
+def _taps(n: int, N: int, channels: int = 1) -> Taps:
+    """Return (sources [N C], weights [N C, 1]) of each tap that turns n pixels to N.
 
     In float32 throughout: a place rounded otherwise moves a pixel to another level.
     """
@@ -53,7 +71,12 @@ def _taps(n: int, N: int) -> list[tuple[np.ndarray, np.ndarray]]:
     weight = np.maximum(0, one - np.abs(distance))
     weight[(source < 0) | (source >= n)] = 0
     weight *= one / weight.sum(axis=0)
-    return list(zip(np.clip(source, 0, n - 1), weight, strict=True))
+    used = weight.any(axis=1)
+    source, weight = np.clip(source, 0, n - 1)[used], weight[used]
+    source = (source[..., None] * channels + np.arange(channels)).reshape(
+        len(source), -1
+    )
+    return list(zip(source, weight.repeat(channels, axis=1)[..., None], strict=True))
 
 
 def warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -4,9 +4,10 @@ The law: a batch is a function of its step, so worker k of n makes whole batches
 of steps k, k + n, k + 2n, ..., and the order is that of one machine, whatever the
 timing. This is not tf.data service: its workers run TensorFlow graphs, and cannot call
 the readers, which are Python; and a step it hands to another worker comes twice or
-never. Here a lost worker stops the run, which resumes at its step.
+never. Here a worker that is lost or falls silent stops the run, which resumes at its
+step.
 
-    serve(listen("0.0.0.0:7070", secret), open_loader)           # on every worker
+    serve(listen("0.0.0.0:7070"), secret, open_loader)           # on every worker
     loader = workers(("a:7070", "b:7070"), key="secret.txt")(about, start_step=500)
 
 Messages are JSON and bytes of arrays, nothing that runs; both sides prove that they
@@ -35,6 +36,7 @@ from absl import logging
 from jaxface import types
 
 _MAX_ASK, _MAX_BATCH = 1 << 20, 2 << 30  # bytes of messages
+_GREETING = 10.0  # seconds a side may be silent until both know each other
 _KINDS = ("uint8", "float32", "int32", "uint32")
 _LOST = (EOFError, OSError, AuthenticationError)
 
@@ -70,6 +72,7 @@ class Loader:
         start_step: int = 0,
         host: int = 0,
         hosts: int = 1,
+        silence: float = 600.0,
     ):
         """Connect.
 
@@ -80,17 +83,23 @@ class Loader:
             start_step: the first step.
             host: this process, 0 .. hosts - 1.
             hosts: how many processes share a batch.
+            silence: seconds without a byte from a worker after which it is lost.
 
         Raises:
-            OSError: a worker that is not there, or does not know the secret.
+            OSError: a worker that is not there, is silent, or does not know the secret.
+            ValueError: a silence of no time.
         """
+        if silence <= 0:
+            raise ValueError(f"silence is {silence}; wanted seconds, more than 0")
         self.bad: dict[str, str] = {}
         self._names = [f"{name}:{port}" for name, port in addresses]
         self._start, n = start_step, len(addresses)
         asks = [Ask(about, start_step + k, n, host, hosts) for k in range(n)]
         self._connections: list[Any] = []
         for address, ask in zip(addresses, asks, strict=True):
-            self._connections.append(_connected(address, secret, ask))
+            one = _connected(address, secret, ask)
+            _bounded(one, silence)
+            self._connections.append(one)
         self._pool = futures.ThreadPoolExecutor(n, "jaxface-service")
         self._coming = [
             self._pool.submit(c.recv_bytes, _MAX_BATCH) for c in self._connections
@@ -105,7 +114,7 @@ class Loader:
             except _LOST as error:
                 raise OSError(
                     f"worker {self._names[k]} was lost at step {step}"
-                    f" ({type(error).__name__}); start it again, and the run resumes"
+                    f" ({_why(error)}); start it again, and the run resumes"
                 ) from None
             receive = self._connections[k].recv_bytes
             self._coming[k] = self._pool.submit(receive, _MAX_BATCH)
@@ -124,12 +133,15 @@ class Loader:
             one.close()
 
 
-def workers(addresses: Sequence[str], *, key: str) -> Callable[..., Loader]:
+def workers(
+    addresses: Sequence[str], *, key: str, silence: float = 600.0
+) -> Callable[..., Loader]:
     """Return what connects to workers, as a config's line says them.
 
     Args:
         addresses: "host:port" of each, in an order that need not stay the same.
         key: file with the secret; all of its bytes count but spaces at the ends.
+        silence: seconds without a byte from a worker after which it is lost.
 
     Raises:
         ValueError: no addresses, or one of another form.
@@ -138,7 +150,7 @@ def workers(addresses: Sequence[str], *, key: str) -> Callable[..., Loader]:
     if isinstance(addresses, str) or not addresses:
         raise ValueError(f"workers got {addresses!r}; wanted ('host:port', ...)")
     places = [place(a) for a in addresses]
-    return functools.partial(Loader, places, secret(key))
+    return functools.partial(Loader, places, secret(key), silence=silence)
 
 
 def place(address: str) -> tuple[str, int]:
@@ -160,45 +172,49 @@ def secret(path: str | os.PathLike[str]) -> bytes:
     return found
 
 
-def listen(address: str, known: bytes) -> connection.Listener:
-    """Return a socket that takes those who know the secret."""
-    return connection.Listener(place(address), backlog=64, authkey=known)
+def listen(address: str) -> connection.Listener:
+    """Return a socket for `serve`."""
+    return connection.Listener(place(address), backlog=64)
 
 
 def serve(
     listener: connection.Listener,
+    known: bytes,
     open_loader: Callable[[Ask], types.Batches],
     *,
     clients: float = math.inf,
 ) -> None:
-    """Make batches for whoever asks, each in a thread of its own.
+    """Make batches for whoever asks and knows the secret, each in a thread of its own.
 
     Args:
         listener: from `listen`.
+        known: the secret.
         open_loader: makes the batches of an ask, or raises a ValueError that is told
             to the asker.
-        clients: how many to serve before returning.
+        clients: how many to take before returning.
     """
     threads: list[threading.Thread] = []
     while len(threads) < clients:
-        try:
-            one = listener.accept()
-        except _LOST as error:  # a stranger, or gone again
-            logging.warning("refused a client: %s", error or type(error).__name__)
-            continue
-        thread = threading.Thread(target=_feed, args=(one, open_loader), daemon=True)
+        told = (listener.accept(), known, open_loader)
+        thread = threading.Thread(target=_feed, args=told, daemon=True)
         threads.append(thread)
         thread.start()
     for thread in threads:
         thread.join()
 
 
-def _feed(one: Any, open_loader: Callable[[Ask], types.Batches]) -> None:
+def _feed(one: Any, known: bytes, open_loader: Callable[[Ask], types.Batches]) -> None:
     """Send batches until the other side hangs up; its pace is set by what it takes."""
     try:
         with one:
             try:
+                _greeted(one, known, first=True)
+            except _LOST as error:  # a stranger, or gone again
+                logging.warning("refused a client: %s", _why(error))
+                return
+            try:
                 ask = _asked(one.recv_bytes(_MAX_ASK))
+                _bounded(one, 0)  # a trainer may evaluate for hours
                 loader = open_loader(ask)
             except ValueError as error:
                 one.send_bytes(_refusal(error))
@@ -223,16 +239,41 @@ def _pour(one: Any, loader: types.Batches, ask: Ask) -> None:
 def _connected(address: tuple[str, int], known: bytes, ask: Ask) -> Any:
     name = f"{address[0]}:{address[1]}"
     try:
-        found = connection.Client(address, authkey=known)
+        line = socket.create_connection(address, _GREETING)
+        line.settimeout(None)
+        found = connection.Connection(line.detach())
+        _greeted(found, known, first=False)
         found.send_bytes(json.dumps(dataclasses.asdict(ask)).encode())
     except AuthenticationError:
         raise OSError(f"worker {name} has another secret; wanted one file") from None
     except (EOFError, OSError) as error:
         raise OSError(
-            f"worker {name} does not answer ({error}); start it with"
+            f"worker {name} does not answer ({_why(error)}); start it with"
             " launch/serve.py, or leave it out of config.data.service"
         ) from None
     return found
+
+
+def _greeted(one: Any, known: bytes, *, first: bool) -> None:
+    """Prove to each other, in turn, that both know the secret."""
+    _bounded(one, _GREETING)
+    steps = [connection.deliver_challenge, connection.answer_challenge]
+    for step in steps if first else reversed(steps):
+        step(one, known)
+
+
+def _bounded(one: Any, seconds: float) -> None:
+    """Let what waits so long for the other side fail; 0: wait for ever."""
+    whole, part = divmod(seconds, 1)
+    told = struct.pack("ll", int(whole), int(part * 1e6))
+    with socket.socket(fileno=os.dup(one.fileno())) as line:
+        for side in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            line.setsockopt(socket.SOL_SOCKET, side, told)
+
+
+def _why(error: BaseException) -> str:
+    silent = isinstance(error, BlockingIOError)  # what `_bounded` leads to
+    return "silent for too long" if silent else str(error) or type(error).__name__
 
 
 def _hung_up(line: socket.socket) -> None:

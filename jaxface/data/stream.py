@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -64,8 +65,7 @@ class Stream:
             hosts: how many hosts share a batch.
             max_bad: largest share of unreadable images, 0 .. 1.
             order: of a sampler; every image once an epoch where it is None.
-            split: leave what `pipeline.split` gives second to whoever has the batch,
-                which then holds its "numbers" [b, m] float32 besides.
+            split: leave what `pipeline.split` gives second to whoever has the batch.
 
         Raises:
             ValueError: hosts that cannot share a batch, an empty source, or colours
@@ -77,10 +77,8 @@ class Stream:
         index.positions(0, batch_size=batch_size, host=host, hosts=hosts)  # or raise
         if not 0 <= max_bad <= 1:
             raise ValueError(f"max_bad is {max_bad}; wanted a share, 0 .. 1")
-        self.pipeline, self.local = pipeline, batch_size // hosts
-        self._line, self._split = pipeline, split
-        if split:
-            self.pipeline, _ = pipeline.split()
+        self.pipeline = pipeline.split()[0] if split else pipeline
+        self.local = batch_size // hosts
         self.bad: dict[str, str] = {}
         self._source, self._seed = source, seed
         self._slice: Callable[[int], np.ndarray] = functools.partial(
@@ -116,7 +114,7 @@ class Stream:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         steps = range(first, first + count)
         positions = np.concatenate([self._slice(step) for step in steps])
-        numbers = self._line.numbers(positions, seed=self._seed)
+        numbers = self.pipeline.numbers(positions, seed=self._seed)
         return positions, self._order(positions), numbers
 
     def begin(self, step: int, pool: futures.Executor) -> Callable[[], types.Batch]:
@@ -124,15 +122,12 @@ class Stream:
         positions, examples, numbers = self.plan(step)
         b = len(positions)
         images, labels, found = _Images(b), [0] * b, [0] * b
-        only_decodes = self.pipeline.only_decodes
 
         def make(rows: range) -> None:
             for i in rows:
                 into = images.row(i)
-                prepare: Callable[[bytes | np.ndarray], np.ndarray] = (
-                    functools.partial(decode.pixels, out=into)
-                    if only_decodes
-                    else functools.partial(self.pipeline.numpy, numbers=numbers[i])
+                prepare = functools.partial(
+                    self.pipeline.numpy, numbers=numbers[i], out=into
                 )
                 image, labels[i], found[i] = self.read(
                     int(positions[i]), int(examples[i]), prepare
@@ -147,7 +142,7 @@ class Stream:
         def finish() -> types.Batch:
             for task in tasks:
                 task.result()
-            facts = self.facts(positions, labels, found, numbers)
+            facts = self.facts(positions, labels, found)
             return {"image": images.array, **facts}
 
         return finish
@@ -157,15 +152,12 @@ class Stream:
         positions: np.ndarray,
         labels: Sequence[int],
         examples: Sequence[int],
-        numbers: np.ndarray,
     ) -> types.Batch:
         """Return what a batch [b] holds besides its images."""
-        rest = numbers[:, self.pipeline.width :].astype(np.float32)
         return {
             "label": np.array(labels, np.int32),
             "example": np.array(examples, np.uint32),
             "position": positions.astype(np.uint32),  # modulo 2**32: a key
-            **({"numbers": rest} if self._split else {}),
         }
 
     def read(
@@ -233,13 +225,21 @@ class _Images:
         """Keep image i."""
         with self._lock:
             if not self.array.size:
-                self.array = np.empty((self._b, *image.shape), image.dtype)
+                self.array = _aligned((self._b, *image.shape), image.dtype)
         if image.shape != self.array.shape[1:]:
             raise ValueError(
                 f"images of several sizes in a batch: {image.shape[:2]} and"
                 f" {self.array.shape[1:3]}; add a resize or a crop to the line"
             )
         self.array[i] = image
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return empty memory that JAX and TensorFlow on a CPU take without copying."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    first = -memory.ctypes.data % 64
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def check_color(source: types.Source, pipeline: pipelines.Pipeline) -> None:

@@ -88,18 +88,23 @@ class Loader:
         stream, facts = self._stream, Facts()
         plain = tf.autograph.experimental.do_not_convert  # there is nothing to convert
 
+        def called(make, step, kinds):
+            def call(step):
+                try:
+                    return make(int(step), facts)
+                except BaseException as error:
+                    self._raised = error  # TensorFlow would make a text of it
+                    raise
+
+            return tf.numpy_function(call, [step], kinds)
+
         @plain
         def whole(step):
-            return tf.numpy_function(
-                lambda step: self._whole(int(step), facts), [step], tf.uint8
-            )
+            return called(self._whole, step, tf.uint8)
 
         @plain
         def read(step):
-            kinds = (tf.string, tf.float64)
-            record, numbers = tf.numpy_function(
-                lambda step: self._read(int(step), facts), [step], kinds
-            )
+            record, numbers = called(self._read, step, (tf.string, tf.float64))
             record.set_shape([stream.local])
             numbers.set_shape([stream.local, stream.pipeline.width + 1])
             return record, numbers
@@ -125,11 +130,7 @@ class Loader:
 
     def _whole(self, step: int, facts: Facts) -> np.ndarray:
         """Make a batch of decoded images [b, H, W, 3], for there is no more to do."""
-        try:
-            facts[step] = self._stream.begin(step, self._pool)()
-        except BaseException as error:
-            self._raised = error  # TensorFlow would make a text of it
-            raise
+        facts[step] = self._stream.begin(step, self._pool)()
         return facts[step].pop("image")
 
     def _read(self, step: int, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
@@ -148,16 +149,11 @@ class Loader:
                 )
             ]
 
-        try:
-            parts = list(self._pool.map(read, range(0, len(positions), share)))
-        except BaseException as error:
-            self._raised = error  # TensorFlow would make a text of it
-            raise
+        parts = self._pool.map(read, range(0, len(positions), share))
         records, labels, found = zip(*itertools.chain(*parts), strict=True)
-        facts[step] = self._stream.facts(positions, labels, found, numbers)
-        own = numbers[:, : self._stream.pipeline.width]
+        facts[step] = self._stream.facts(positions, labels, found)
         # A spare column: TensorFlow crashes on an empty array from Python.
-        return np.array(records, object), np.pad(own, ((0, 0), (0, 1)))
+        return np.array(records, object), np.pad(numbers, ((0, 0), (0, 1)))
 
 
 def _record(record: bytes | np.ndarray) -> bytes:
