@@ -150,7 +150,7 @@ def test_the_page_can_be_read_and_walked_by_anyone(tmp_path):
         ("roc", "AUC"), ("det", "EER"), ("scores-0", "threshold 0.500"),
         ("cmc", "0.9000 at 5"), ("open-set", "0.9000 at FPIR 0.09"),
         ("groups", "lowest TAR 0.5000 of African, highest FAR 0.09 of Indian"),
-        ("curve-0", "lowest 0.500 at 0.5"), ("reject", "norm: 0.5000 at 50%"),
+        ("curve-0", "lowest 0.500 at 0.5"), ("reject", "0.5000 with 50% gone"),
         ("pca-0", "12 images of 4 people"),
     ],
 )  # fmt: skip
