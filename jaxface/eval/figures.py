@@ -157,7 +157,7 @@ def open_set(results: Results) -> Drawing:
             low, high = a["tpir_low"][shown], a["tpir_high"][shown]
             _band(axes, lines[run], x[shown], low, high)
             band = _BAND
-        first, last = (f"{y[i]:.4f} at FPIR {x[i]:g}" for i in (0, -1))
+        first, last = (f"{y[i]:.4f} at FPIR {x[i]:.3g}" for i in (0, -1))
         said[run] = first if len(x) == 1 else f"{first}, {last}"
     axes.set(xscale="log", ylim=(None, 1.005))
     _plain(axes.xaxis)
