@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
+from jaxface import page as html_page
 from jaxface import types
-from jaxface.eval import report
+from jaxface.eval import figures, report
 
 
 def result(seed=0, *, n=80, gap=1.0):
@@ -150,7 +151,7 @@ def test_the_page_can_be_read_and_walked_by_anyone(tmp_path):
         ("roc", "AUC"), ("det", "EER"), ("scores-0", "threshold 0.500"),
         ("cmc", "0.9000 at 5"), ("open-set", "0.9000 at FPIR 0.09"),
         ("groups", "lowest TAR 0.5000 of African, highest FAR 0.09 of Indian"),
-        ("curve-0", "lowest 0.500 at 0.5"), ("reject", "norm: 0.5000 at 50%"),
+        ("curve-0", "lowest 0.500 at 0.5"), ("reject", "0.5000 with 50% gone"),
         ("pca-0", "12 images of 4 people"),
     ],
 )  # fmt: skip
@@ -160,6 +161,17 @@ def test_each_kind_of_artefact_is_drawn_and_told(full, kind, of):
     aloud, said = found[f"set0-{kind}"]
     assert of in said
     assert said in aloud
+
+
+def test_a_caption_gives_the_interval_that_was_found_and_an_axis_its_unit():
+    plain, blurred = result(), every_kind()
+    plain.scalars.update(eer_low=0.0123, eer_high=0.4567)
+    with html_page.drawn():
+        assert "[0.0123, 0.4567], on the dotted" in figures.det({"a": plain}).says
+        assert "[" not in figures.roc({"a": plain}).says
+        axes = figures.curve({"a": blurred}, "blur").figure.axes[0]
+    assert axes.get_xlabel() == "sigma, pixels"
+    assert axes.get_ylim() == (0, 1.02)
 
 
 def test_training_is_drawn(full):

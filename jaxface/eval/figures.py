@@ -73,10 +73,7 @@ def roc(results: Results) -> Drawing:
     axes.set(xscale="log", ylim=(None, 1.002))
     _plain(axes.xaxis)
     _legend(axes, lines, "lower right")
-    said = {
-        run: f"AUC {curves.auc(r.artefacts['scores'], r.artefacts['same']):.4f}"
-        for run, r in results.items()
-    }
+    said = {run: f"AUC {_measured(r, 'auc', curves.auc)}" for run, r in results.items()}
     return Drawing("roc", drawing, f"{_each(said)}; {_pairs(results)}.{_BAND}")
 
 
@@ -98,10 +95,7 @@ def det(results: Results) -> Drawing:
     axes.set(ylim=(floor, 1), xlim=(None, right))
     _plain(axes.xaxis, axes.yaxis)
     _legend(axes, lines, "upper right")
-    said = {
-        run: f"EER {curves.eer(r.artefacts['scores'], r.artefacts['same']):.4f}"
-        for run, r in results.items()
-    }
+    said = {run: f"EER {_measured(r, 'eer', curves.eer)}" for run, r in results.items()}
     text = f"{_each(said)}, on the dotted diagonal; {_pairs(results)}.{_BAND}"
     return Drawing("det", drawing, text)
 
@@ -163,7 +157,7 @@ def open_set(results: Results) -> Drawing:
             low, high = a["tpir_low"][shown], a["tpir_high"][shown]
             _band(axes, lines[run], x[shown], low, high)
             band = _BAND
-        first, last = (f"{y[i]:.4f} at FPIR {x[i]:g}" for i in (0, -1))
+        first, last = (f"{y[i]:.4f} at FPIR {x[i]:.3g}" for i in (0, -1))
         said[run] = first if len(x) == 1 else f"{first}, {last}"
     axes.set(xscale="log", ylim=(None, 1.005))
     _plain(axes.xaxis)
@@ -330,6 +324,15 @@ def _operating(a: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     n = int(np.sum(a["same"]))
     low, high = intervals.wilson(np.rint(tar[best] * n).astype(np.int64), n)
     return far[best], tar[best], low, high
+
+
+def _measured(result: types.Result, name: str, measure: Callable[..., float]) -> str:
+    """Return what a curve comes to, with its interval where the scalars have one."""
+    a, of = result.artefacts, result.scalars
+    text = f"{measure(a['scores'], a['same']):.4f}"
+    if f"{name}_low" in of:
+        text += f" [{of[f'{name}_low']:.4f}, {of[f'{name}_high']:.4f}]"
+    return text
 
 
 def _series(

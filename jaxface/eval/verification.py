@@ -79,9 +79,10 @@ class Evaluator:
             Scalars: accuracy (mean over folds) with accuracy_std and the interval
             over people; pairs, genuine, impostors, folds, people; threshold
             (cosine, mean over folds); precision, recall, f1 at the k-fold decisions;
-            auc, eer; view2 and, of two folds or more, view2_error: accuracy and its
-            standard error as LFW's text defines them; `tar@far=1e-2` and so on; `_low`,
-            `_high` beside the rates.
+            auc, eer, with intervals over people; view2 and, of two folds or more,
+            view2_error: accuracy and its standard error as LFW's text defines them;
+            `tar@far=1e-2` and so on; `_low`, `_high` beside the rates: those of TAR,
+            precision, recall and F1 take pairs as independent.
             Artefacts: scores [N] (cosine), same, fold, accepted, correct, left, right,
             people [N, 2]; to be drawn, embedding [m, D] float32 of unit length and
             identity [m] of the people with most images, see `project.chosen`.
