@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxface.models import convolve
+
 Axis = str | tuple[str, ...] | None  # mesh axis name(s) of collectives
 Pixels = float | tuple[float, float, float]  # of all channels, or one per channel
 
@@ -74,6 +76,7 @@ def conv(
         dtype=dtype,
         param_dtype=wide(dtype),
         kernel_init=init,
+        conv_general_dilated=convolve.convolve,
         name=name,
     )
 
