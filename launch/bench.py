@@ -6,6 +6,7 @@ span, an accuracy the mean over folds with its interval over people.
     python launch/bench.py --what=render
     python launch/bench.py --what=step --size=112 --cpu_devices=2 --out=bench.json
     python launch/bench.py --what=step --model=vit.t --size=112 --batch=16 --vs=torch
+    python launch/bench.py --what=start --model=iresnet.r50 --size=112 --batch=8
     python launch/bench.py --what=baselines --workdir=quickstart-run
     python launch/bench.py --what=head --cpu_devices=2 --heads=1e5x512,1e6x512
     python launch/bench.py --what=records --records=5000000
@@ -29,6 +30,7 @@ import bench_eval
 import bench_head
 import bench_input
 import bench_records
+import bench_start
 import bench_step
 import harness
 import jax
@@ -175,7 +177,7 @@ def pca(features: np.ndarray, *, keep: int) -> Callable[[np.ndarray], np.ndarray
 _WHAT = flags.DEFINE_list(
     "what",
     None,
-    "render, step, baselines, head, input, records, eval.",
+    "render, step, start, baselines, head, input, records, eval.",
     required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Write the figures to this JSON file as well.")
@@ -232,6 +234,17 @@ WHAT: dict[str, Callable[[], list[harness.Row]]] = {
         torch=_VS.value == "torch",
         repeats=_REPEATS.value,
     ),
+    "start": lambda: [
+        row
+        for line in _MODEL.value
+        for row in bench_start.start(
+            line,
+            batch=_BATCH.value,
+            size=_SIZE.value,
+            classes=_CLASSES.value,
+            cpu_devices=_CPU_DEVICES.value,
+        )
+    ],
     "baselines": lambda: baselines(
         experiment.saved_config(_WORKDIR.value)
         if _WORKDIR.value

@@ -73,7 +73,7 @@ def step(
     mesh = parallel.make_mesh(axis=AXIS)
     if batch % mesh.size:
         raise ValueError(f"{mesh.size} devices cannot share {batch} images evenly")
-    given = _batch(batch, size, classes)
+    given = batch_of(batch, size, classes)
     data = parallel.put_batch(given, mesh=mesh, axis=AXIS)
     images = data["image"]
     rows: list[harness.Row] = []
@@ -182,7 +182,8 @@ def train_step(
     return jitted, state
 
 
-def _batch(batch: int, size: int, classes: int) -> types.Batch:
+def batch_of(batch: int, size: int, classes: int) -> types.Batch:
+    """Make a batch of noise: image [B, size, size, 3], label, position."""
     rng = np.random.default_rng(0)
     return {
         "image": rng.uniform(-1, 1, (batch, size, size, 3)).astype(np.float32),

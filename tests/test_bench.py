@@ -243,3 +243,20 @@ def test_input_is_raced_against_decoding_and_torch(bench):
         assert shares[name] == speeds[name] / bound
     assert sum("DataLoader" in name for name in speeds) == 1
     assert [r.unit for r in rows][-2:] == ["MB", "MB"]
+
+
+@pytest.mark.slow  # 20 s: two processes
+def test_a_start_is_measured_cold_and_warm(bench):
+    line = "iresnet(stages=(1,), widths=(8,), dim=8, size=16)"
+    rows = bench.bench_start.start(line, batch=4, size=16, classes=5, cpu_devices=2)
+    assert [r.name for r in rows] == [
+        f"cold start {line}",
+        f"warm start {line}",
+        f"step {line}",
+    ]
+    assert all(r.value > 0 and r.unit == "s" for r in rows)
+
+
+def test_a_start_that_fails_says_why(bench):
+    with pytest.raises(RuntimeError, match="model 'nothing' unknown"):
+        bench.bench_start.start("nothing", batch=4, size=16, classes=5, cpu_devices=2)

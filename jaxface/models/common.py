@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.models import normalize
+from jaxface.models import convolve, normalize
 
 Axis = str | tuple[str, ...] | None  # mesh axis name(s) of collectives
 Pixels = float | tuple[float, float, float]  # of all channels, or one per channel
@@ -76,6 +76,7 @@ def conv(
         dtype=dtype,
         param_dtype=wide(dtype),
         kernel_init=init,
+        conv_general_dilated=convolve.convolve,
         name=name,
     )
 

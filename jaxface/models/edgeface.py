@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxface.models import common, depthwise
+from jaxface.models import common, convolve, depthwise
 from jaxface.types import Port, Published
 
 _init = nn.initializers.truncated_normal(0.02)  # cut at two deviations, as timm's
@@ -69,6 +69,7 @@ class _LowRank(nn.Module):
             dtype=self.dtype,
             param_dtype=common.wide(self.dtype),
             kernel_init=common.torch_linear,
+            dot_general=convolve.dot,
         )
         x = dense(self.rank, use_bias=False, name="linear1")(x)
         bias = common.torch_bias(self.rank)
@@ -88,7 +89,12 @@ def _linear(
         return _LowRank(features, rank, dtype, name=name)
     full = common.wide(dtype)
     return nn.Dense(
-        features, dtype=dtype, param_dtype=full, kernel_init=_init, name=name
+        features,
+        dtype=dtype,
+        param_dtype=full,
+        kernel_init=_init,
+        dot_general=convolve.dot,
+        name=name,
     )
 
 

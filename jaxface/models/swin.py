@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxface.models import common
+from jaxface.models import common, convolve
 from jaxface.types import Port, Published
 
 # Theirs is cut off at 2, not at 2 standard deviations: a hundred of them.
@@ -239,7 +239,9 @@ class Model(nn.Module):
         """
         self._check(x)
         full = common.wide(self.dtype)
-        dense = functools.partial(nn.Dense, param_dtype=full, kernel_init=_init)
+        dense = functools.partial(
+            nn.Dense, param_dtype=full, kernel_init=_init, dot_general=convolve.dot
+        )
         norm = functools.partial(
             nn.LayerNorm, epsilon=1e-5, param_dtype=full, use_fast_variance=False
         )

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxface.models import common, normalize
+from jaxface.models import common, convolve, normalize
 from jaxface.types import Port, Published
 
 # Theirs is cut off at 2, not at 2 standard deviations: a hundred of them.
@@ -255,7 +255,11 @@ class Model(nn.Module):
                 drop_path=float(rate),
                 train=train,
                 dense=functools.partial(
-                    nn.Dense, dtype=self.dtype, param_dtype=full, kernel_init=_init
+                    nn.Dense,
+                    dtype=self.dtype,
+                    param_dtype=full,
+                    kernel_init=_init,
+                    dot_general=convolve.dot,
                 ),
                 norm=functools.partial(norm, dtype=self.dtype),
                 name=f"block{i}",

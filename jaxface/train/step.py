@@ -93,8 +93,7 @@ def init_state(
     key = jax.random.key(seed)
     init_key, head_key = jax.random.split(key)
     images = jnp.zeros((2, *shape), jnp.float32)
-    variables = model.init(init_key, images)
-    out = jax.eval_shape(model.apply, variables, images)
+    out, variables = model.init_with_output(init_key, images)  # traced once
     dim = out.shape[-1]
     head = loss.init(head_key, num_classes=num_classes, dim=dim)
     margin_params, margin_state = loss.init_margin(dim=dim)

@@ -1,0 +1,166 @@
+"""Convolutions and dense layers whose gradients are fast on CPUs too.
+
+The law: the values and gradients of `lax.conv_general_dilated` and `lax.dot_general`,
+whose places they take inside Flax's layers, on every platform.
+
+    nn.Conv(64, (3, 3), padding=((1, 1), (1, 1)), conv_general_dilated=convolve)
+    nn.Dense(256, dot_general=dot)
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def dot(
+    x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None
+) -> jax.Array:
+    """Multiply the last axis of x by a matrix, all other axes taken as one.
+
+    The gradient of the matrix is then a product of two matrices. Over several axes at
+    once XLA:CPU transposes first, and takes twice as long.
+
+    Args:
+        x: [..., C].
+        kernel: [C, D].
+        dimension_numbers: of `lax.dot_general`: x's last axis, the kernel's first.
+        precision: of `lax.dot_general`.
+
+    Returns:
+        [..., D].
+
+    Raises:
+        ValueError: any other axes.
+    """
+    if dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())) or kernel.ndim != 2:
+        raise ValueError(
+            f"dimension numbers {dimension_numbers} on {x.shape} and {kernel.shape};"
+            " wanted the last axis of the one and the first of a matrix"
+        )
+    rows = x.reshape(-1, x.shape[-1])
+    y = lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), precision=precision)
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: Pads,
+    *,
+    lhs_dilation: tuple[int, int] = (1, 1),
+    rhs_dilation: tuple[int, int] = (1, 1),
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+) -> jax.Array:
+    """Convolve images with a kernel.
+
+    One pixel's kernel is a product of matrices. The gradient of a larger one takes
+    `_kernel_gradient` on CPUs, chosen when the step is compiled; where that is, there
+    are no forward-mode derivatives (jvp).
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [kh, kw, C, D].
+        strides: steps between outputs, down and right.
+        padding: zeros (top, bottom), (left, right).
+        lhs_dilation: 1, as all below: what Flax also hands over.
+        rhs_dilation: 1.
+        dimension_numbers: None or those of the shapes above.
+        feature_group_count: 1.
+        precision: of both.
+
+    Returns:
+        [B, H', W', D].
+
+    Raises:
+        ValueError: dilated, or in groups.
+    """
+    if {*lhs_dilation, *rhs_dilation, feature_group_count} != {1}:
+        raise ValueError(
+            f"dilations {lhs_dilation} and {rhs_dilation} and {feature_group_count}"
+            " groups; wanted none: use lax.conv_general_dilated or `depthwise`"
+        )
+    down, right = strides
+    (top, bottom), (left, low) = padding
+    if kernel.shape[:2] == (1, 1) and not any((top, bottom, left, low)):
+        x = x[:, ::down, ::right]
+        return dot(x, kernel[0, 0], (((3,), (0,)), ((), ())), precision)
+    pads = (top, bottom), (left, low)  # hashable, whatever Flax gives
+    return _convolve(x, kernel, (down, right), pads, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(
+    x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def _forward(x: jax.Array, kernel: jax.Array, *how: Any) -> Any:
+    return _convolve.fun(x, kernel, *how), (x, kernel)
+
+
+def _backward(strides: Any, padding: Any, precision: Any, saved: Any, g: Any) -> Any:
+    plain = functools.partial(
+        _convolve.fun, strides=strides, padding=padding, precision=precision
+    )
+    x, kernel = saved
+    dx = jax.linear_transpose(lambda x: plain(x, kernel), x)(g)[0]
+
+    def native(x: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.linear_transpose(lambda k: plain(x, k), kernel)(g)[0]
+
+    wide, deep = g.shape[2] >= 28, x.shape[3] >= 16
+    if strides != (1, 1) or not (wide and deep) or x.dtype == jnp.bfloat16:
+        return dx, native(x, g)  # where it gains nothing, or rounds sums earlier
+    rows = functools.partial(
+        _kernel_gradient, shape=kernel.shape, padding=padding, precision=precision
+    )
+    return dx, lax.platform_dependent(x, g, cpu=rows, default=native)
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _kernel_gradient(
+    x: jax.Array, g: jax.Array, *, shape: tuple[int, ...], padding: Pads, precision: Any
+) -> jax.Array:
+    """dk[i, j] = sum over b, h, w of x[b, h + i - p, w + j - p] g[b, h, w].
+
+    As a one-dimensional convolution down the rows of all images laid end to end: the
+    channels of x are its examples, the pixels of a row its features, and g, moved to
+    the right by each j, its kernel. XLA's own has rows and columns as the window and
+    the few examples as features, which XLA:CPU does at a third of a product's rate.
+    """
+    kh, kw, C, D = shape
+    B, H, W, _ = g.shape
+    gap = kh - 1  # rows of zeros between images
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    x = x.transpose(3, 0, 1, 2).reshape(C, B * (H + gap), W + kw - 1)
+    moved = [jnp.pad(g, ((0, 0), (0, gap), (j, kw - 1 - j), (0, 0))) for j in range(kw)]
+    window = jnp.concatenate(moved, axis=-1).reshape(*x.shape[1:], kw * D)
+    dk = lax.conv_general_dilated(
+        x,
+        window[: len(window) - gap],
+        (1,),
+        "VALID",
+        dimension_numbers=("NHC", "HIO", "NHC"),
+        precision=precision,
+    )
+    return dk.reshape(C, kh, kw, D).transpose(1, 2, 0, 3)

@@ -1,0 +1,108 @@
+"""Our convolution and dense product are XLA's own, in value and gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from jaxface.models import convolve
+
+CASES = [  # kernel, strides, padding, input [H, W, C], D; the last five take our route
+    ((3, 3), (2, 2), ((1, 1), (1, 1)), (7, 30, 16), 3),
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (5, 9, 16), 3),
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (5, 30, 3), 4),
+    ((1, 1), (1, 1), ((0, 0), (0, 0)), (4, 5, 6), 3),
+    ((1, 1), (2, 3), ((0, 0), (0, 0)), (5, 7, 6), 3),
+    ((1, 1), (1, 1), ((1, 0), (0, 2)), (3, 28, 16), 2),
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (4, 28, 16), 5),
+    ((3, 3), (1, 1), ((0, 0), (0, 0)), (3, 31, 17), 2),
+    ((5, 3), (1, 1), ((2, 1), (0, 3)), (6, 29, 16), 2),
+    ((1, 7), (1, 1), ((0, 0), (3, 3)), (2, 28, 16), 2),
+]
+
+
+def draw(*shapes, dtype=float):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=s), dtype) for s in shapes]
+
+
+def native(x, kernel, strides, padding):
+    """The oracle: XLA's own convolution."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, strides, padding, None, None, dims)
+
+
+def value_and_grads(f, x, kernel, weight):
+    y, pull = jax.vjp(f, x, kernel)
+    return y, *pull(weight)
+
+
+def both(kernel, strides, padding, shape, D, dtype):
+    x, k = draw((2, *shape), (*kernel, shape[-1], D), dtype=dtype)
+    ours, oracle = (
+        functools.partial(f, strides=strides, padding=padding)
+        for f in (convolve.convolve, native)
+    )
+    (weight,) = draw(jax.eval_shape(oracle, x, k).shape, dtype=dtype)
+    return [
+        jax.jit(functools.partial(value_and_grads, f))(x, k, weight)
+        for f in (ours, oracle)
+    ]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_native_form(case):
+    with jax.enable_x64(True):
+        for a, b in zip(*both(*case, float), strict=True):
+            assert a.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES[-4:])
+def test_float32_differs_by_rounding(case):
+    for a, b in zip(*both(*case, jnp.float32), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_bfloat16_gradients_are_the_native_ones():
+    for a, b in zip(*both(*CASES[-4], jnp.bfloat16), strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert jnp.array_equal(a, b)
+
+
+@pytest.mark.parametrize(("platform", "rows"), [("cpu", True), ("cuda", False)])
+def test_platform_chooses_the_gradient_when_compiled(platform, rows):
+    x, kernel = draw((2, 4, 28, 16), (3, 3, 16, 5), dtype=jnp.float32)
+    pads = ((1, 1), (1, 1))
+    grad = jax.grad(lambda k: convolve.convolve(x, k, (1, 1), pads).sum())
+    text = jax.jit(grad).trace(kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert ("[b, 0, f]x[0, i, o]" in text) == rows
+
+
+def test_a_dense_layer_is_flax_own():
+    with jax.enable_x64(True):
+        (x,) = draw((2, 3, 4, 5))
+        plain, ours = nn.Dense(6), nn.Dense(6, dot_general=convolve.dot)
+        params = plain.init(jax.random.key(0), x)
+        (weight,) = draw((2, 3, 4, 6))
+        for a, b in zip(
+            value_and_grads(lambda x, p: ours.apply(p, x), x, params, weight),
+            value_and_grads(lambda x, p: plain.apply(p, x), x, params, weight),
+            strict=True,
+        ):
+            jax.tree.map(
+                functools.partial(np.testing.assert_allclose, rtol=1e-12), a, b
+            )
+
+
+def test_what_it_cannot_do_is_refused():
+    x, kernel = draw((1, 4, 4, 2), (3, 3, 2, 2))
+    none = ((0, 0), (0, 0))
+    with pytest.raises(ValueError, match="wanted none"):
+        convolve.convolve(x, kernel, (1, 1), none, rhs_dilation=(2, 2))
+    with pytest.raises(ValueError, match="wanted the last axis"):
+        convolve.dot(x, kernel, (((3,), (2,)), ((), ())))
