@@ -25,8 +25,6 @@ objects.download = _download
 
 from gcp_storage_emulator import server  # noqa: E402 - it lists the handlers there are
 
-server.server.HTTPServer = server.server.ThreadingHTTPServer
-
 
 @contextlib.contextmanager
 def served(name):

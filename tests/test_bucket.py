@@ -12,7 +12,12 @@ import pytest
 from jaxface import places, processes
 
 ROOT = pathlib.Path(__file__).parent.parent
-RUN = ("--config=tests/tiny.py", "--config.train.length=60 steps")
+RUN = (
+    "--config=tests/tiny.py",
+    "--config.train.length=60 steps",
+    "--config.checkpoint.every=20 steps",
+    "--config.eval.every=20 steps",
+)
 
 
 def start(script, workdir, *words, env):
