@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -282,6 +283,8 @@ def keep_freed() -> bool:
     Returns:
         Whether the C library is one that can.
     """
+    if sys.platform == "win32":  # has no library of that name
+        return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     never_mmap, never_trim, one_heap = (-4, 0), (-1, -1), (-8, 1)
     return mallopt is not None and all(

@@ -54,6 +54,21 @@ def crossed(rng, *, P, N, effect):
     return *given, CDF(-1 / np.sqrt(1 + effect**2))
 
 
+def accepted(rng, *, P, N, effect, far):
+    """The same with the true accept rate at a false accept rate."""
+    *given, _ = scored(rng, P=P, N=N, effect=effect)
+    wide = np.sqrt(1 + effect**2)
+    bar = wide * statistics.NormalDist().inv_cdf(1 - far)
+    return *given, CDF((2 - bar) / wide)
+
+
+def decided(rng, *, P, N, effect):
+    """Return (accepted at 1, same, people, true [precision, recall, F1]) of them."""
+    scores, same, people, _ = scored(rng, P=P, N=N, effect=effect)
+    recall = CDF(1 / np.sqrt(1 + effect**2))  # as many impostors are rejected
+    return scores >= 1, same, people, np.full(3, recall)
+
+
 def two_models(rng, *, P, N, effect):
     """Return (correct of a, of b, people, true difference); both find much alike."""
     people = pairs(rng, P, N)

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import oracles_metrics as oracles
 import pytest
@@ -105,6 +107,29 @@ def test_people_eer_is_as_wide_as_redrawing_people_makes_it():
     np.testing.assert_allclose([found.low, found.high], want, atol=0.006)
 
 
+def test_people_tar_is_as_wide_as_redrawing_people_makes_it():
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(1.5, 1, 400), rng.normal(0, 1, 900)])
+    same, people = np.arange(1300) < 400, np.repeat(np.arange(1300)[:, None], 2, 1)
+    found = bootstrap.people_tar(scores, same, people, far=0.05)
+    drawn = []
+    for _ in range(1000):
+        at = np.append(rng.integers(400, size=400), 400 + rng.integers(900, size=900))
+        drawn.append(curves.tar_at_far(scores[at], same[at], far=0.05)[0])
+    assert found.value == curves.tar_at_far(scores, same, far=0.05)[0]
+    want = np.quantile(drawn, [0.025, 0.975])
+    np.testing.assert_allclose([found.low, found.high], want, atol=0.02)
+    fixed = bootstrap.people_rate(scores[same] > 1.645, people[same])
+    assert found.high - found.low > 1.1 * (fixed.high - fixed.low)
+
+
+def test_rates_of_one_person_and_of_none_are_wilsons():
+    people = np.zeros((5, 2), int)
+    got = bootstrap.people_rate(np.arange(5) > 1, people)
+    assert got == intervals.rate(3, 5)
+    assert bootstrap.people_rate(np.zeros(0, bool), people[:0]) == (0, 0, 1)
+
+
 @pytest.mark.parametrize(("scores", "value"), [([3, 2, 1, 0], 0), ([1, 1, 1, 1], 0.5)])
 def test_people_eer_of_separate_and_of_constant_scores(scores, value):
     same, people = np.array([1, 1, 0, 0]), np.array([[0, 0], [1, 1], [0, 1], [1, 2]])
@@ -148,6 +173,10 @@ def coverage(interval, sample, *, runs, **how):
     return held / runs
 
 
+tar_at_a_tenth = functools.partial(bootstrap.people_tar, far=0.1)
+accepted_at_a_tenth = functools.partial(samples.accepted, far=0.1)
+
+
 def test_people_interval_holds_the_truth_in_a_few_runs():
     # 3 standard errors of 60 runs below 95 %; Wilson's holds it in about half
     how = {"runs": 60, "P": 60, "N": 500, "effect": 0.7}
@@ -163,9 +192,24 @@ def test_people_interval_holds_the_truth_in_a_few_runs():
         (bootstrap.people_auc, samples.scored, 40, 200, 0.7),
         (bootstrap.people_eer, samples.crossed, 200, 100, 0.0),
         (bootstrap.people_eer, samples.crossed, 40, 200, 0.7),
+        (tar_at_a_tenth, accepted_at_a_tenth, 400, 200, 0.0),
+        (tar_at_a_tenth, accepted_at_a_tenth, 40, 200, 0.7),
         (bootstrap.people_difference, samples.two_models, 40, 150, 0.7),
     ],
 )
 def test_intervals_over_people_cover(interval, sample, P, N, effect):
     found = coverage(interval, sample, runs=4000, P=P, N=N, effect=effect)
     assert 0.93 <= found <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("P", "N", "effect"), [(400, 200, 0.0), (40, 200, 0.7)])
+def test_precision_recall_and_f1_cover(P, N, effect):
+    rng, held = np.random.default_rng(0), np.zeros(3)
+    for seed in range(4000):
+        *given, truth = samples.decided(rng, P=P, N=N, effect=effect)
+        found = bootstrap.people_precision_recall_f1(*given, replicates=400, seed=seed)
+        _, low, high = np.transpose(found)
+        held += (low <= truth) & (truth <= high)
+    np.testing.assert_array_less(0.93, held / 4000)
+    np.testing.assert_array_less(held / 4000, 0.97)

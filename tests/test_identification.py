@@ -12,7 +12,7 @@ from sklearn import neighbors
 from jaxface import types
 from jaxface.data import decode
 from jaxface.data.sources import folder, gallery
-from jaxface.eval import distractors, identification, templates
+from jaxface.eval import bootstrap, distractors, identification, templates
 
 
 def angles(degrees):
@@ -198,9 +198,9 @@ def test_trials_of_the_same_probes_tell_no_more_than_one():
     )
     assert (one["probes"], ten["probes"], ten["mated"]) == (10, 10, 100)
     assert one["rank1_low"] == ten["rank1_low"] == pytest.approx(0.7225, abs=1e-3)
-    many = templates.over_people(np.arange(100) > 0, np.arange(100) // 10, distinct=10)
+    many = bootstrap.people_rate(np.arange(100) > 0, np.arange(100) // 10, distinct=10)
     assert (
-        many.low < templates.over_people(np.arange(100) > 0, np.arange(100) // 10).low
+        many.low < bootstrap.people_rate(np.arange(100) > 0, np.arange(100) // 10).low
     )
 
 

@@ -8,6 +8,8 @@ One law: the spread of these sums is that of the dyadic cluster-robust variance,
 right for few people, and never below that of independent pairs.
 
     low, high = people_interval(correct, people)
+    found = people_rate(accepted[same], people[same])   # Rate
+    found = people_tar(scores, same, people, far=1e-2)  # Rate
     found = people_auc(scores, same, people)            # Rate
     found = people_eer(scores, same, people)            # Rate
     found = people_difference(ours, theirs, people)     # value, low, high, p
@@ -20,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxface.eval import curves, delong, intervals
+from jaxface.eval import curves, decisions, delong, intervals
 
 _DRAWN = 1 << 22  # redrawn people held at a time
 
@@ -77,6 +79,116 @@ def people_interval(
     return min(low, below), max(high, above)
 
 
+def people_rate(
+    hits: np.ndarray,
+    people: np.ndarray,
+    *,
+    distinct: int | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> intervals.Rate:
+    """Compute the share of hits among pairs of one kind, with an interval over people.
+
+    Of one person's pairs nothing tells how people differ, and the interval is Wilson's;
+    of no pairs it is [0, 1], and the rate 0.
+
+    Args:
+        hits: [N] bool.
+        people: [N] whose, or [N, 2] of both sides.
+        distinct: how many different things were tried, where trials try them again:
+            the interval is not narrower than Wilson's of these.
+        replicates: bootstrap draws.
+        seed: of the draws.
+    """
+    hits, people = np.asarray(hits, bool), np.asarray(people)
+    if people.ndim == 1:
+        people = np.stack([people, people], axis=1)
+    if len(np.unique(people)) < 2:
+        return intervals.rate(int(hits.sum()), len(hits))
+    share, n = float(hits.mean()), distinct or len(hits)
+    low, high = people_interval(hits, people, replicates=replicates, seed=seed)
+    below, above = int(np.floor(share * n)), int(np.ceil(share * n))
+    low = min(low, float(intervals.wilson(below, n)[0]))
+    return intervals.Rate(share, low, max(high, float(intervals.wilson(above, n)[1])))
+
+
+def people_precision_recall_f1(
+    accepted: np.ndarray,
+    same: np.ndarray,
+    people: np.ndarray,
+    *,
+    level: float = 0.95,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> tuple[intervals.Rate, intervals.Rate, intervals.Rate]:
+    """Compute the rates of `decisions.precision_recall_f1` with intervals over people.
+
+    How many pairs are genuine is the list's doing and fixed, so all three are functions
+    of recall and of the share of impostors accepted, and vary as these do.
+
+    Arguments are those of `people_auc`, with accepted [N] bool for the scores.
+    """
+    accepted, same = np.asarray(accepted, bool), np.asarray(same, bool)
+    counts = decisions.confusion(accepted, same)
+    tp, fp, tn, fn = counts
+    ends = _ends(people, len(accepted), accepted.shape)
+    genuine, found = tp + fn, max(tp + fp, 1)
+    either = tp + fp + genuine
+    slopes = (  # by the share of impostors accepted, and by recall
+        (-tp * (fp + tn) / found**2, genuine * fp / found**2),
+        (0.0, 1.0),
+        (-2 * tp * (fp + tn) / either**2, 2 * genuine * (fp + genuine) / either**2),
+    )
+    rates = decisions.precision_recall_f1(counts, level=level)
+    first, second, third = (
+        _of_shares(
+            rate,
+            np.array(slope),
+            *(accepted, same, ends),
+            level=level,
+            replicates=replicates,
+            seed=seed,
+        )
+        for rate, slope in zip(rates, slopes, strict=True)
+    )
+    return first, second, third
+
+
+def people_tar(
+    scores: np.ndarray,
+    same: np.ndarray,
+    people: np.ndarray,
+    *,
+    far: float,
+    level: float = 0.95,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> intervals.Rate:
+    """Compute the true accept rate at a false accept rate with an interval over people.
+
+    The threshold is an estimate too: where FAR is found too high by d, TAR is too low
+    by d times the ROC's slope, which is read off between the FAR that lie two standard
+    errors apart.
+
+    Arguments are those of `people_auc` and `curves.tar_at_far`.
+    """
+    tar, threshold = curves.tar_at_far(scores, same, far=far)
+    scores, same = curves.checked(scores, same)
+    ends = _ends(people, len(scores), scores.shape)
+    genuine = int(same.sum())
+    reach = 2 * math.sqrt(far * (1 - far) / (len(same) - genuine))
+    near = np.clip([far - reach, far + reach], 0, 1)
+    slope = np.ptp(np.interp(near, *curves.roc(scores, same)[:2])) / np.ptp(near)
+    return _of_shares(
+        intervals.rate(round(tar * genuine), genuine, level=level),
+        np.array([-slope, 1.0]),
+        *(scores >= threshold, same, ends),
+        level=level,
+        replicates=replicates,
+        seed=seed,
+    )
+
+
 def people_auc(
     scores: np.ndarray,
     same: np.ndarray,
@@ -128,18 +240,56 @@ def people_eer(
     scores, same = curves.checked(scores, same)
     ends = _ends(people, len(scores), scores.shape)
     far, tar, threshold = curves.roc(scores, same)
-    value, kind = curves.equal_error(far, tar), same.astype(int)
-    n = np.bincount(kind)
-    if not 0 < value < 1:
-        least = intervals.wilson(value * n.min(), n.min(), level=level)
-        return intervals.Rate(value, *map(float, least))
+    value, n = curves.equal_error(far, tar), np.bincount(same.astype(int))
+    least = intervals.wilson(value * n.min(), n.min(), level=level)
     weight = _steepness(far, tar, 2 * math.sqrt(value * (1 - value) * np.sum(1 / n)))
-    trials = 1 / np.sum(weight**2 / n)
-    low, high = map(float, intervals.wilson(value * trials, trials, level=level))
     bar = threshold[np.argmin(np.abs(1 - tar - far))]
-    wrong = (scores < bar) == same
-    residual = wrong - (np.bincount(kind, wrong) / n)[kind]
-    spread = _spread(residual * weight[kind], ends, kind)
+    return _of_shares(
+        intervals.Rate(value, *map(float, least)),
+        weight,
+        *((scores < bar) == same, same, ends),
+        level=level,
+        replicates=replicates,
+        seed=seed,
+    )
+
+
+def _of_shares(
+    rate: intervals.Rate,
+    weight: np.ndarray,
+    outcome: np.ndarray,
+    same: np.ndarray,
+    ends: np.ndarray,
+    *,
+    level: float,
+    replicates: int,
+    seed: int,
+) -> intervals.Rate:
+    """Give a rate that depends on two shares an interval over people.
+
+    Never narrower than Wilson's of as many independent trials as would vary as much as
+    independent pairs do here.
+
+    Args:
+        rate: its value, and the interval where it is 0 or 1 or nothing varies.
+        weight: [2] its slopes by the share of outcomes among impostors and among
+            genuine pairs.
+        outcome: [N] bool.
+        same: [N] bool.
+        ends: [N, 2] from `_ends`.
+        level: confidence in (0, 1).
+        replicates: bootstrap draws.
+        seed: of the draws.
+    """
+    value, kind = rate.value, same.astype(int)
+    n = np.bincount(kind, minlength=2)
+    share = np.bincount(kind, outcome, 2) / n
+    alone = float(np.sum(weight**2 * share * (1 - share) / n))
+    if not 0 < value < 1 or not alone:
+        return rate
+    trials = value * (1 - value) / alone
+    low, high = map(float, intervals.wilson(value * trials, trials, level=level))
+    spread = _spread((outcome - share[kind]) * weight[kind], ends, kind)
     if spread.variance > 0:
         deviation = _deviations(spread, replicates=replicates, seed=seed)
         below, above = _on_logit(value, deviation, level)

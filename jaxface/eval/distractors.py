@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 
 from jaxface import types
-from jaxface.eval import ranking, templates
+from jaxface.eval import bootstrap, ranking, templates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Evaluator:
         probes = int(np.sum(np.isin(person, people)))  # each is looked for, and hidden
         scalars: dict[str, float] = {}
         for k in self.ranks:
-            rate = templates.over_people(reached <= k, people, distinct=probes)
+            rate = bootstrap.people_rate(reached <= k, people, distinct=probes)
             scalars |= rate.named(f"rank{k}")
         scalars |= {
             "searches": len(reached),
@@ -108,7 +108,7 @@ class Evaluator:
             "distractors": len(strangers),
         }
         curve = [
-            templates.over_people(reached <= k + 1, people, distinct=probes)
+            bootstrap.people_rate(reached <= k + 1, people, distinct=probes)
             for k in range(K)
         ]
         return types.Result(

@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.eval import ranking, templates, verification
+from jaxface.eval import bootstrap, ranking, templates, verification
 
 _CMC = 20  # ranks that are drawn
 _POINTS = 40  # of the open-set curve
@@ -161,7 +161,7 @@ class Evaluator:
         distinct = len(np.unique(np.concatenate(self._probes())))
         curve = np.array(
             [
-                templates.over_people(one <= k + 1, people, distinct=distinct)
+                bootstrap.people_rate(one <= k + 1, people, distinct=distinct)
                 for k in range(K)
             ]
         )
@@ -196,7 +196,7 @@ def _counted(
     name: str, hits: Sequence[np.ndarray], who: Sequence[np.ndarray], distinct: int
 ) -> dict[str, float]:
     """Return a rate over all trials with its interval, and its deviation over them."""
-    rate = templates.over_people(
+    rate = bootstrap.people_rate(
         np.concatenate(hits), np.concatenate(who), distinct=distinct
     )
     out = rate.named(name)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxface import spec, types
-from jaxface.eval import curves, intervals, learned, rejection, verification
+from jaxface.eval import bootstrap, curves, learned, rejection, verification
 
 METHODS = ("norm", "stability", "learned")
 
@@ -95,7 +95,8 @@ class Evaluator:
         scores, same = found.artefacts["scores"], np.asarray(pairs.same, bool)
         _, threshold = curves.tar_at_far(scores, same, far=self.far)
         wrong = scores[same] < threshold
-        scalars = intervals.rate(int(wrong.sum()), len(wrong)).named("fnmr")
+        people = np.asarray(pairs.people)[same]
+        scalars = bootstrap.people_rate(wrong, people).named("fnmr")
         scalars |= {"threshold": threshold, "genuine": len(wrong), "pairs": len(pairs)}
         artefacts: dict[str, np.ndarray] = {}
         for name, quality in self._qualities(network, embedding).items():
@@ -108,10 +109,10 @@ class Evaluator:
             for share in self.shares:
                 # the first level that rejects enough; the last one keeps the best pairs
                 at = min(int(np.searchsorted(x, share - 1e-9)), len(x) - 1)
-                left = round((1 - x[at]) * len(wrong))
-                rate = intervals.rate(round(y[at] * left), left)
+                kept = own >= np.unique(own)[at]
+                rate = bootstrap.people_rate(wrong[kept], people[kept])
                 label = f"fnmr@{name}={share:g}"
-                scalars |= rate.named(label) | {f"{label}_genuine": left}
+                scalars |= rate.named(label) | {f"{label}_genuine": int(kept.sum())}
         return types.Result({k: float(v) for k, v in scalars.items()}, artefacts)
 
     def _qualities(

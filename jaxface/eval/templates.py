@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.eval import bootstrap, curves, intervals, pooling, verification
+from jaxface.eval import bootstrap, curves, pooling, verification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Evaluator:
         for target in self.far:
             if target >= 1 / impostors:
                 _, threshold = curves.tar_at_far(scores, same, far=target)
-                rate = over_people(scores[same] >= threshold, ends)
+                rate = bootstrap.people_rate(scores[same] >= threshold, ends)
                 name = f"far={verification.short(target)}"
                 scalars |= rate.named(f"tar@{name}")
                 scalars[f"threshold@{name}"] = min(threshold, 2.0)
@@ -143,23 +143,3 @@ def pooled(
         weight=templates.weight if detector else None,
         normalise=not norm,
     )
-
-
-def over_people(
-    hits: np.ndarray, people: np.ndarray, *, distinct: int | None = None
-) -> intervals.Rate:
-    """Return the share of hits and its interval over people.
-
-    Args:
-        hits: [N] bool.
-        people: [N] whose, or [N, 2] of both sides.
-        distinct: how many different things were tried, where trials try them again:
-            the interval is not narrower than Wilson's of these.
-    """
-    if people.ndim == 1:
-        people = np.stack([people, people], axis=1)
-    share, n = float(hits.mean()), distinct or len(hits)
-    low, high = bootstrap.people_interval(hits, people)
-    below, above = int(np.floor(share * n)), int(np.ceil(share * n))
-    low = min(low, float(intervals.wilson(below, n)[0]))
-    return intervals.Rate(share, low, max(high, float(intervals.wilson(above, n)[1])))

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.eval import bootstrap, curves, decisions, folds, intervals, project
+from jaxface.eval import bootstrap, decisions, folds, project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,7 @@ class Evaluator:
             (cosine, mean over folds); precision, recall, f1 at the k-fold decisions;
             auc, eer, with intervals over people; view2 and, of two folds or more,
             view2_error: accuracy and its standard error as LFW's text defines them;
-            `tar@far=1e-2` and so on; `_low`, `_high` beside the rates: those of TAR,
-            precision, recall and F1 take pairs as independent.
+            `tar@far=1e-2` and so on; `_low`, `_high` beside the rates, over people.
             Artefacts: scores [N] (cosine), same, fold, accepted, correct, left, right,
             people [N, 2]; to be drawn, embedding [m, D] float32 of unit length and
             identity [m] of the people with most images, see `project.chosen`.
@@ -118,14 +117,14 @@ class Evaluator:
         }
         if len(lfw.threshold) > 1:
             scalars["view2_error"] = lfw.standard_error
-        rates = decisions.precision_recall_f1(counts)
+        rates = bootstrap.people_precision_recall_f1(
+            found.accepted, same, np.asarray(pairs.people)
+        )
         for name, rate in zip(("precision", "recall", "f1"), rates, strict=True):
             scalars |= rate.named(name)
         for far in self.far:
             if far >= 1 / impostors:
-                _, threshold = curves.tar_at_far(scores, same, far=far)
-                accepted = int(np.sum(scores[same] >= threshold))
-                tar = intervals.rate(accepted, genuine)
+                tar = bootstrap.people_tar(scores, same, pairs.people, far=far)
                 scalars |= tar.named(f"tar@far={short(far)}")
         return types.Result(
             scalars={name: float(value) for name, value in scalars.items()},
