@@ -95,6 +95,11 @@ class Model:
         adapters = traverse_util.unflatten_dict(lora)
         return {**variables, "params": {"base": variables["params"], "lora": adapters}}
 
+    def init_with_output(self, key: jax.Array, images: jax.Array) -> Any:
+        """Return (embeddings, variables), as Linen's does."""
+        variables = self.init(key, images)
+        return self.apply(variables, images), variables
+
     def apply(
         self,
         variables: Any,

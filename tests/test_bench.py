@@ -130,7 +130,7 @@ def test_a_model_is_compiled_trained_and_passed(bench):
 def test_a_timed_step_goes_on_from_the_one_before(bench):
     room = bench.bench_step
     mesh = parallel.make_mesh(axis="data")
-    data = parallel.put_batch(room._batch(8, 16, 10), mesh=mesh, axis="data")
+    data = parallel.put_batch(room.batch_of(8, 16, 10), mesh=mesh, axis="data")
     net = iresnet.Model(stages=(1,), widths=(4,), dim=8)
     program, state = room.train_step(net, mesh=mesh, data=data, classes=10)
     run = room.training(program, state, data)
@@ -147,7 +147,7 @@ def test_step_refuses_what_devices_cannot_share(bench):
 def test_torch_learns_its_batch(bench):
     pytest.importorskip("torch", reason="needs pip install jaxface[peers]")
     room = bench.bench_step.bench_torch
-    data = bench.bench_step._batch(8, 32, 10)
+    data = bench.bench_step.batch_of(8, 32, 10)
     given = {"classes": 10, "m": 0.2, "scale": 8.0, "lr": 0.1, "threads": 1}
     ways = room.steps("mobilefacenet.mbf", data, compiled=False, **given)
     for run in ways.values():
@@ -158,7 +158,7 @@ def test_torch_learns_its_batch(bench):
 def test_torch_says_which_twins_it_has(bench):
     pytest.importorskip("torch", reason="needs pip install jaxface[peers]")
     room = bench.bench_step.bench_torch
-    data = bench.bench_step._batch(8, 32, 10)
+    data = bench.bench_step.batch_of(8, 32, 10)
     with pytest.raises(ValueError, match=r"no twin of swin\.t; it has iresnet\.r18, "):
         room.steps(
             "swin.t", data, classes=10, m=0, scale=8, lr=0, compiled=False, threads=1
