@@ -82,9 +82,10 @@ def test_beats_keep_it_alive(one_of_two):
     [
         ("processes=2", "without a coordinator"),
         ("coordinator='auto'", "no TPU VM, GKE, SLURM"),
-        (
+        pytest.param(
             "coordinator='127.0.0.1:1', processes=2, process=1, join_seconds=1",
             "did not meet within 1 s|DEADLINE_EXCEEDED",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -169,6 +170,7 @@ def test_a_dry_run_says_when_the_loss_is_lost():
         rehearsal.take(assembly.build(c))
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing_and_fails_by_its_code(tmp_path):
     flags = [f"--config={ROOT}/tests/tiny.py", f"--workdir={tmp_path}/run", "--dry_run"]
 

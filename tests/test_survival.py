@@ -80,6 +80,7 @@ def equal_ends(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_checkpoint_and_no_step(run, tmp_path, at, full, caplog):
     undisturbed = experiment.train(run, tmp_path / "whole")
     at({6: lambda: full(True), 16: lambda: full(False)})

@@ -54,6 +54,7 @@ def test_no_window_is_refused(tmp_path, steps):
         take(tmp_path, steps, 1)
 
 
+@pytest.mark.slow
 def test_tracing_changes_no_bit_of_a_run(tmp_path):
     c = tiny.recipe()
     c.mesh.devices, c.train.length = 1, "6 steps"
