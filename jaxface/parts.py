@@ -163,9 +163,9 @@ def _map(
         if x is not None and parallel.dimension(s) is None
     }
     done = rest(others)
-    out = [
-        x if x is None else done[i] if i in done else f(x, parallel.dimension(s))  # type: ignore
-        for i, (x, s) in enumerate(pairs)
-    ]
+    out = []
+    for i, (x, s) in enumerate(pairs):
+        dim = parallel.dimension(s)
+        out.append(done.get(i) if x is None or dim is None else f(x, dim))
     shape = jax.tree.structure(tree, is_leaf=lambda x: x is None)
     return jax.tree.unflatten(shape, out)
