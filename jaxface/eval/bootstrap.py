@@ -69,14 +69,10 @@ def people_interval(
     """
     correct = np.asarray(correct, bool)
     ends = _ends(people, len(correct), correct.shape)
-    _, low, high = intervals.rate(int(correct.sum()), len(correct), level=level)
-    mean = float(correct.mean())
-    spread = _spread(correct - mean, ends, np.zeros(len(correct), int))
-    if spread.variance <= 0 or not 0 < mean < 1:
-        return low, high
-    deviation = _deviations(spread, replicates=replicates, seed=seed)
-    below, above = _on_logit(mean, deviation, level)
-    return min(low, below), max(high, above)
+    rate = intervals.rate(int(correct.sum()), len(correct), level=level)
+    spread = _spread(correct - rate.value, ends, np.zeros(len(correct), int))
+    found = _widened(rate, spread, level=level, replicates=replicates, seed=seed)
+    return found.low, found.high
 
 
 def people_rate(
@@ -207,13 +203,9 @@ def people_auc(
     """
     scores, same = curves.checked(scores, same)
     ends = _ends(people, len(scores), scores.shape)
-    value, low, high = delong.auc(scores, same, level=level)
+    rate = delong.auc(scores, same, level=level)
     spread = _spread(delong.influence(scores, same)[1], ends, same.astype(int))
-    if spread.variance <= 0 or not 0 < value < 1:
-        return intervals.Rate(value, low, high)
-    deviation = _deviations(spread, replicates=replicates, seed=seed)
-    below, above = _on_logit(value, deviation, level)
-    return intervals.Rate(value, min(low, below), max(high, above))
+    return _widened(rate, spread, level=level, replicates=replicates, seed=seed)
 
 
 def people_eer(
@@ -289,12 +281,26 @@ def _of_shares(
         return rate
     trials = value * (1 - value) / alone
     low, high = map(float, intervals.wilson(value * trials, trials, level=level))
+    least = intervals.Rate(value, low, high)
     spread = _spread((outcome - share[kind]) * weight[kind], ends, kind)
-    if spread.variance > 0:
-        deviation = _deviations(spread, replicates=replicates, seed=seed)
-        below, above = _on_logit(value, deviation, level)
-        low, high = min(low, below), max(high, above)
-    return intervals.Rate(value, low, high)
+    return _widened(least, spread, level=level, replicates=replicates, seed=seed)
+
+
+def _widened(
+    rate: intervals.Rate,
+    spread: _Spread,
+    *,
+    level: float,
+    replicates: int,
+    seed: int,
+) -> intervals.Rate:
+    """Widen the interval of a rate, where need be, to that over people."""
+    value, low, high = rate
+    if spread.variance <= 0 or not 0 < value < 1:
+        return rate
+    deviation = _deviations(spread, replicates=replicates, seed=seed)
+    below, above = _on_logit(value, deviation, level)
+    return intervals.Rate(value, min(low, below), max(high, above))
 
 
 def _steepness(far: np.ndarray, tar: np.ndarray, within: float) -> np.ndarray:
