@@ -26,8 +26,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jaxface import config as configs
 from jaxface import manifest, places
 
-# How Orbax ends the name of an unfinished folder, and how it marks a finished one.
-_HALF, _DONE = ".orbax-checkpoint-tmp", "commit_success.txt"
+_HALF = ".orbax-checkpoint-tmp"  # how Orbax ends the name of an unfinished folder
 
 
 class SaveError(OSError):
@@ -190,7 +189,7 @@ def _halves(directory: epath.Path) -> list[epath.Path]:
         return []
     folders = sorted(directory.iterdir())
     if places.in_bucket(directory):
-        return [f for f in folders if f.is_dir() and not (f / _DONE).exists()]
+        return [f for f in folders if f.is_dir() and not (f / manifest.DONE).exists()]
     return [f for f in folders if f.name.endswith(_HALF)]
 
 

@@ -18,8 +18,9 @@ from etils import epath
 from jaxface import atomic
 
 NAME = "manifest.json"
-# What Orbax writes after all else: the hour of it, and a mark. It restores without.
-_LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")
+# What Orbax writes after all else: a mark, and the hour of it. It restores without.
+DONE = "commit_success.txt"
+_LATER = (DONE, "_CHECKPOINT_METADATA")
 
 
 def write(folder: epath.PathLike) -> None:
