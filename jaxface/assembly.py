@@ -268,12 +268,16 @@ class Run:
     def loader(self, start: int) -> Batches:
         """Return this process's batches from a step on."""
         here = {"host": jax.process_index(), "hosts": jax.process_count()}
-        if self.connect is None:
+        about, c = config.batches(self.config), self.config.data
+        if self.connect is not None:
+            return self.connect(about, start_step=start, **here)
+        if not c.processes:
             return self._loader(self._stream(**here), start)
-        return self.connect(config.batches(self.config), start_step=start, **here)
+        made = functools.partial(_made, loader=c.loader, workers=c.workers or 1)
+        return service.started(made, about, count=c.processes, start_step=start, **here)
 
     def served(self, ask: service.Ask) -> Batches:
-        """Return the batches that a trainer on another machine asks for."""
+        """Return the batches that a trainer asks for, here or on another machine."""
         ours = config.batches(self.config)
         if ask.about != ours:
             raise ValueError(
@@ -401,6 +405,14 @@ def build(
     if for_training:
         checks.check_training(run)
     return run
+
+
+def _made(ask: service.Ask, *, loader: str, workers: int) -> Batches:
+    """Make batches in a process of `service.started`."""
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is the trainer's
+    c = config.of_batches(ask.about)
+    c.data.loader, c.data.workers, c.mesh.devices = loader, workers, 1
+    return build(c, for_training=False).served(ask)
 
 
 def flow(line: str) -> Any:

@@ -26,7 +26,7 @@ FORMAT = 1  # of a saved config and checkpoint; a reader refuses a newer one
 # What may change between two runs in one workdir: it does not touch the result.
 FREE = (
     *("checkpoint", "eval", "log", "mesh", "train.nonfinite"),
-    *("data.loader", "data.workers", "data.service"),
+    *("data.loader", "data.workers", "data.processes", "data.service"),
 )
 
 _UNITS = ("steps", "epochs", "examples", "percent")
@@ -51,6 +51,9 @@ def base() -> ml_collections.ConfigDict:
     c.data.mix = ""
     c.data.loader = "tfdata"  # or "host", which needs no TensorFlow
     c.data.workers = 0  # threads that read and decode; 0: one per core
+    # Processes that make the batches, with a thread each if `workers` is 0, for lines
+    # whose Python keeps threads waiting for each other; 0: this one.
+    c.data.processes = 0
     # Other machines that make the batches, with launch/serve.py, as in
     # "workers(('a:7070', 'b:7070'), key='key.txt')"; "": this one.
     c.data.service = ""
@@ -217,6 +220,8 @@ def validate(c: ml_collections.ConfigDict) -> None:
     ):
         _range(c, key, 1, math.inf)
     _range(c, "data.max_bad", 0, 1)
+    _range(c, "data.workers", 0, math.inf)
+    _range(c, "data.processes", 0, math.inf)
     _range(c, "mesh.class_devices", 0, math.inf)
     _range(c, "optim.ema", 0, 0.999999)
     _range(c, "optim.clip", 0, math.inf)
@@ -325,6 +330,14 @@ def batches(c: ml_collections.ConfigDict) -> str:
     free = {f.removeprefix("data.") for f in FREE} | {"mix"}
     data = {k: v for k, v in c.data.to_dict().items() if k not in free}
     return json.dumps({"seed": c.seed} | data, sort_keys=True)
+
+
+def of_batches(text: str) -> ml_collections.ConfigDict:
+    """Return the defaults with what `batches` told, which make the same ones."""
+    told, c = json.loads(text), base()
+    c.seed = told.pop("seed")
+    c.data.update(told)
+    return c
 
 
 def differences(

@@ -29,11 +29,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from jaxface import assembly, types
-from jaxface.data import decode, host, index, ops, samplers, stream
+from jaxface import assembly, parallel, types
+from jaxface.data import decode, host, index, ops, samplers, service, stream
 from jaxface.data.sources import synthetic
 
 LINES = ("decode|flip|normalize",)
+KINDS = ("tfdata", "host", "processes")  # threads of TensorFlow's, of ours, processes
 REST = 0.3  # seconds, in which any loader's threads come to wait
 HELD = 8192  # images that the bound and torch hold in memory
 OURS = "decode.pixels"
@@ -46,7 +47,7 @@ class Rendered:
 
     color = "rgb"
 
-    def __init__(self, *, identities: int = 64, per_identity: int = 8, size: int = 112):
+    def __init__(self, *, identities: int = 64, per_identity: int = 4, size: int = 112):
         faces = synthetic.Source(
             identities=identities, per_identity=per_identity, size=size
         )
@@ -123,7 +124,8 @@ def measure(
 ) -> list[harness.Row]:
     """Do what `feed` does for one number of cores, in a process of its own."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    images = assembly.flow(source) if source else Rendered()
+    parallel.keep_freed()  # as runs on a CPU do, for all opponents alike
+    images = opened(source)
     records = [images.read(i)[0] for i in range(min(len(images), HELD))]
     steps = -(-count // batch)
     race = functools.partial(harness.race, unit="images/s", rest=REST)
@@ -141,11 +143,12 @@ def measure(
     }
     alone = harness.Candidate(_decoding(decode.pixels, records, cores, count), count)
     loaders, ours = [], {OURS: alone}
-    for line, kind in itertools.product(lines, ("tfdata", "host")):
-        loader = make_loader(kind, images, line, batch, cores)
+    for line, kind in itertools.product(lines, KINDS):
+        loader = make_loader(kind, source, line, batch, cores)
         loaders.append(loader)
-        ours[f"{kind} loaded: {line}"] = _drawing(iter(loader), steps, batch)
-        placed = map(finisher(line), iter(loader))
+        batches = iter(loader)
+        ours[f"{kind} loaded: {line}"] = _drawing(batches, steps, batch)
+        placed = map(finisher(line), batches)
         ours[f"{kind} placed: {line}"] = _drawing(placed, steps, batch)
     rows = race({**bounds, best: swept[best], **ours}, warmup=1, repeats=repeats)
     rows += _ratios(rows, best) + memory(images, lines[0], batch, loaders[0])
@@ -270,18 +273,37 @@ class _Normalised:
 # --- ours -----------------------------------------------------------------------------
 
 
+@functools.cache
+def opened(source: str) -> types.Source:
+    """Return the images of a line; rendered faces of an empty one."""
+    return assembly.flow(source) if source else Rendered()
+
+
 def make_loader(
-    kind: str, source: types.Source, line: str, batch: int, cores: int
+    kind: str, source: str, line: str, batch: int, cores: int
 ) -> types.Batches:
     """Return our loader, set as a run sets it."""
-    order = stream.Stream(
-        source, ops.parse(line), batch_size=batch, seed=0, max_bad=0.0, split=True
-    )
+    if kind == "processes":
+        made = functools.partial(_made, source=source, line=line, batch=batch)
+        return service.started(made, "", count=cores)
+    order = _order(source, line, batch)
     if kind == "host":
         return host.Loader(order, workers=cores)
     from jaxface.data import tfdata
 
     return tfdata.Loader(order, workers=cores)
+
+
+def _order(source: str, line: str, batch: int) -> stream.Stream:
+    parsed = ops.parse(line)
+    return stream.Stream(
+        opened(source), parsed, batch_size=batch, seed=0, max_bad=0.0, split=True
+    )
+
+
+def _made(ask: service.Ask, *, source: str, line: str, batch: int) -> types.Batches:
+    every = _order(source, line, batch)
+    return host.Loader(every.strided(ask.first, ask.every), workers=1)
 
 
 def finisher(line: str) -> Callable[[types.Batch], jax.Array]:
@@ -340,7 +362,7 @@ def _drawing(batches: Iterator[Any], steps: int, batch: int) -> harness.Candidat
         for _ in range(count):
             next(batches)
 
-    return harness.Candidate(lambda: draw(steps), steps * batch, lambda: draw(10))
+    return harness.Candidate(lambda: draw(steps), steps * batch, lambda: draw(16))
 
 
 def _ratios(rows: Sequence[harness.Row], torch: str) -> list[harness.Row]:
@@ -348,7 +370,7 @@ def _ratios(rows: Sequence[harness.Row], torch: str) -> list[harness.Row]:
     bound = max(v for name, v in value.items() if name.startswith("bound"))
     found = []
     for name in value:
-        if name.startswith(("tfdata", "host")):
+        if name.startswith(KINDS):
             for words, other in (
                 ("of the bound", bound),
                 ("of our decoding", value[OURS]),

@@ -235,7 +235,7 @@ def test_input_is_raced_against_decoding_and_torch(bench):
         "", lines=bench.bench_input.LINES, cores=[1], batch=8, repeats=1, count=16
     )
     line = bench.bench_input.LINES[0]
-    ours = [f"1 cores, {how}: {line}" for how in ("tfdata loaded", "host loaded")]
+    ours = [f"1 cores, {kind} loaded: {line}" for kind in bench.bench_input.KINDS]
     speeds = {r.name: r.value for r in rows if r.unit == "images/s"}
     shares = {r.name: r.value for r in rows if r.unit == "of the bound"}
     bound = max(v for name, v in speeds.items() if "bound: " in name)

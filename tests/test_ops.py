@@ -365,3 +365,12 @@ def test_pillow_agrees_with_the_fast_decoder_on_whole_and_damaged_jpeg(
 def test_a_source_must_give_uint8_colour():
     with pytest.raises(ValueError, match="wanted uint8"):
         decode.pixels(np.zeros((4, 4), np.uint8))
+
+
+def test_without_opencv_a_mirror_is_the_same_and_an_op_says_how_to_get_it(monkeypatch):
+    face, line = picture(), ops.parse("decode|resize(40)|flip(p=1.0)")
+    wanted = line.numpy(face, np.ones(1))
+    monkeypatch.setattr(resample, "cv2", None)
+    np.testing.assert_array_equal(line.numpy(face, np.ones(1)), wanted)
+    with pytest.raises(ImportError, match="pip install opencv-python-headless"):
+        ops.parse("decode|low_resolution")

@@ -1,10 +1,14 @@
-"""Batches made by other machines are those of this one, in their order."""
+"""Batches that other processes make are those of this one, in their order."""
 
 import itertools
+import os
+import pathlib
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import numpy as np
@@ -14,7 +18,7 @@ from test_experiment import ROOT
 from test_loaders import LINE, Memory, mixed
 
 from jaxface import assembly, config
-from jaxface.data import host, ops, service, stream, tfdata
+from jaxface.data import host, messages, ops, service, stream, tfdata
 
 SECRET = b"0123456789abcdef"
 
@@ -66,14 +70,16 @@ def taken(loader, count=9):
 @pytest.mark.parametrize(("workers", "start"), [(1, 0), (2, 0), (2, 5), (3, 4)])
 def test_workers_give_the_batches_of_one_machine(module, workers, start):
     plain = taken(module.Loader(stream_of(mixed()), start_step=start))
-    loader = service.Loader(started(workers, module), SECRET, "faces", start_step=start)
+    loader = service.connected(
+        started(workers, module), SECRET, "faces", start_step=start
+    )
     same(taken(loader), plain)
 
 
 def test_every_process_gets_its_slice():
     for k in range(2):
         plain = taken(host.Loader(stream_of(mixed(), host=k, hosts=2)))
-        loader = service.Loader(started(2), SECRET, "faces", host=k, hosts=2)
+        loader = service.connected(started(2), SECRET, "faces", host=k, hosts=2)
         same(taken(loader), plain)
 
 
@@ -81,18 +87,18 @@ def test_unreadable_images_are_replaced_alike_and_told():
     records = [*mixed(), OSError("gone"), b"no image"]
     plain = host.Loader(stream_of(records))
     wanted = taken(plain, 12)
-    loader = service.Loader(started(2, records=records), SECRET, "faces")
+    loader = service.connected(started(2, records=records), SECRET, "faces")
     same(taken(loader, 12), wanted)
     assert loader.bad.keys() == plain.bad.keys() == {"image-10", "image-11"}
 
 
 def test_what_a_worker_refuses_is_raised_here():
-    loader = service.Loader(started(1), SECRET, "voices")
+    loader = service.connected(started(1), SECRET, "voices")
     with pytest.raises(ValueError, match=r"worker 127.*no voices here"):
         next(iter(loader))
     loader.close()
     few = [OSError("gone")] * 9 + mixed()[:1]
-    loader = service.Loader(started(1, records=few), SECRET, "faces")
+    loader = service.connected(started(1, records=few), SECRET, "faces")
     with pytest.raises(ValueError, match="are unreadable"):
         taken(loader, 50)
     loader.close()
@@ -101,21 +107,21 @@ def test_what_a_worker_refuses_is_raised_here():
 def test_a_stranger_gets_nothing():
     (address,) = started(1, clients=2)
     with pytest.raises(OSError, match="has another secret"):
-        service.Loader([address], b"another secret..", "faces")
-    taken(service.Loader([address], SECRET, "faces"))  # the worker goes on
+        service.connected([address], b"another secret..", "faces")
+    taken(service.connected([address], SECRET, "faces"))  # the worker goes on
     with service.listen("127.0.0.1:0") as free:
         nobody = free.address
     with pytest.raises(OSError, match="does not answer"):
-        service.Loader([nobody], SECRET, "faces")
+        service.connected([nobody], SECRET, "faces")
 
 
 def test_a_silent_worker_is_an_error(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as mute, monkeypatch.context() as m:
         m.setattr(service, "_GREETING", 0.2)
         with pytest.raises(OSError, match=r"does not answer \(silent for too long"):
-            service.Loader([mute.getsockname()], SECRET, "faces")
+            service.connected([mute.getsockname()], SECRET, "faces")
     module = types.SimpleNamespace(Loader=Stuck)
-    loader = service.Loader(started(1, module), SECRET, "faces", silence=1.0)
+    loader = service.connected(started(1, module), SECRET, "faces", silence=1.0)
     found = iter(loader)
     next(found)
     with pytest.raises(OSError, match=r"was lost at step 1 \(silent for too long"):
@@ -127,9 +133,9 @@ def test_a_silent_worker_is_an_error(monkeypatch):
 def test_a_silent_client_does_not_stop_a_worker():
     (address,) = started(1, clients=2)
     with socket.create_connection(address):
-        taken(service.Loader([address], SECRET, "faces"))
+        taken(service.connected([address], SECRET, "faces"))
     with pytest.raises(ValueError, match="wanted seconds, more than 0"):
-        service.Loader([address], SECRET, "faces", silence=0)
+        service.connected([address], SECRET, "faces", silence=0)
 
 
 class Stuck(host.Loader):
@@ -151,7 +157,7 @@ class Dying(host.Loader):
 
 def test_a_lost_worker_stops_the_run_at_its_step():
     module = types.SimpleNamespace(Loader=Dying)
-    loader = service.Loader(started(2, module), SECRET, "faces", start_step=4)
+    loader = service.connected(started(2, module), SECRET, "faces", start_step=4)
     found = iter(loader)
     for _ in range(6):
         next(found)
@@ -160,26 +166,20 @@ def test_a_lost_worker_stops_the_run_at_its_step():
     loader.close()
 
 
-def test_a_message_comes_back_and_no_other_is_taken():
-    batch = {"image": np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)}
-    batch["label"] = np.array([5, 6], np.int32)
-    message = service.packed(batch, step=7, bad={"x": "cut"})
-    found, bad = service.unpacked(message, step=7, where="a:1")
-    same([found], [batch])
-    assert bad == {"x": "cut"}
-    with pytest.raises(ValueError, match="a:1: no batch of step 8"):
-        service.unpacked(message, step=8, where="a:1")
-    for at in range(len(message)):
-        with pytest.raises(ValueError, match="no batch of step 7"):
-            service.unpacked(message[:at], step=7, where="a:1")
-    rng = np.random.default_rng(0)
-    for _ in range(2000):
-        broken = bytearray(message)
-        broken[rng.integers(len(broken) - 32)] = rng.integers(256)
-        try:
-            service.unpacked(bytes(broken), step=7, where="a:1")
-        except ValueError as error:
-            assert "a:1" in str(error)  # noqa: PT017
+def test_a_batch_of_another_step_is_refused():
+    for told, words in (
+        ({"step": 8, "bad": {}}, "no batch of step 7, but .'step': 8"),
+        ({"step": 7}, "no batch of step 7"),
+        ({"step": 7, "bad": 3}, "no batch of step 7"),
+        ({"error": "no voices"}, "a: no voices"),
+    ):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            messages.send(theirs, told, {"label": np.zeros(2, np.int32)})
+            loader = service.Loader({"a": ours}, start_step=7)
+            with pytest.raises(ValueError, match=words):
+                next(iter(loader))
+            loader.close()
 
 
 @pytest.mark.parametrize(
@@ -230,3 +230,68 @@ def test_launch_serve_feeds_a_run(tmp_path):
         plain = assembly.build(tiny.recipe()).loader(3)
         same(taken(loader, 4), taken(plain, 4))
         worker.terminate()
+
+
+def ids(loader):
+    return [int(name.split()[1]) for name in loader._names]
+
+
+def gone(pid):
+    """Whether a process ends within seconds; one that nobody waits for is a zombie."""
+    for _ in range(200):
+        try:
+            state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()
+        except FileNotFoundError:
+            return True
+        if state[0] == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_processes_of_this_machine_give_its_batches_until_one_is_lost():
+    c = tiny.recipe()
+    plain = taken(assembly.build(c).loader(3), 4)
+    c.data.processes = 2
+    loader = assembly.build(c).loader(3)
+    found = iter(loader)
+    first = next(found)
+    for pid in ids(loader):  # what a scheduler sends to all; the trainer still saves
+        os.kill(pid, signal.SIGTERM)
+    same([first, *itertools.islice(found, 3)], plain)
+    os.kill(ids(loader)[0], signal.SIGKILL)
+    with pytest.raises(OSError, match=r"process \d+, .* was lost at step .* resumes"):
+        for _ in found:
+            pass
+    loader.close()
+    assert all(gone(pid) for pid in ids(loader))
+
+
+LEFT = """
+import itertools, os, sys
+sys.path.insert(0, "tests")
+import tiny
+from jaxface import assembly
+if __name__ == "__main__":
+    c = tiny.recipe()
+    c.data.processes = 2
+    loader = assembly.build(c).loader(0)
+    next(iter(loader))
+    print(*loader._names, flush=True)
+    if sys.argv[1] == "killed":
+        os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [("killed", -9), ("unclosed", 0)])
+def test_processes_go_with_their_trainer(tmp_path, how, code):
+    (tmp_path / "left.py").write_text(LEFT)
+    line = [sys.executable, str(tmp_path / "left.py"), how]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = {"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, **run) as trainer:
+        words = trainer.stdout.readline().split()
+        assert trainer.wait(60) == code
+    assert len(words) == 4
+    assert all(gone(int(pid)) for pid in words[1::2])

@@ -113,7 +113,7 @@ def _covered(
         color = np.asarray(ink(y, x, z.astype(np.int64))).astype(np.uint8)
         painted = np.broadcast_to(color, image.shape)
         below, above = (image, painted) if not outside else (painted, image)
-        ends = np.ceil(place(z, h, w)).astype(int).clip(0, (h, w, h, w))
+        ends = [max(0, math.ceil(end)) for end in place(z.tolist(), h, w)]
         part = slice(ends[0], ends[2]), slice(ends[1], ends[3])
         out = below.copy()
         out[part] = above[part]

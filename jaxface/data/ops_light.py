@@ -31,25 +31,23 @@ def color_jitter(
     ranges = np.array([brightness, contrast, saturation])
     for value in ranges:
         pipeline.check_share("a range", value)
-
-    def body(image, mean, z):
-        light, contrast, saturation = z[0], z[1], z[2]
-        image = light * (mean + contrast * (image - mean))
-        grey = ((image[..., 0] + image[..., 1] + image[..., 2]) / 3)[..., None]
-        return grey + saturation * (image - grey)
+    cv2 = resample.opencv()
 
     def numpy(image, z):
-        mean = np.float32(image.sum(dtype=np.uint64) / image.size)
-        # in memory a plane for each channel: NumPy's inner loops are long then
-        planes = image.transpose(2, 0, 1).astype(np.float32, order="C")
-        return resample.to_uint8(
-            body(planes.transpose(1, 2, 0), mean, z.astype(np.float32))
-        )
+        light, contrast, saturation = z.tolist()
+        own = light * contrast
+        matrix = np.full((3, 4), own * (1 - saturation) / 3, np.float32)
+        matrix[[0, 1, 2], [0, 1, 2]] += own * saturation
+        matrix[:, 3] = light * (1 - contrast) * sum(cv2.mean(image)) / 3
+        return cv2.transform(image, matrix)
 
     def tensorflow(tf, image, z):
         mean = tf.reduce_mean(tf.cast(image, tf.float64))
         image, mean, z = (tf.cast(x, tf.float32) for x in (image, mean, z))
-        return pipeline.saturated(tf, body(image, mean, z))
+        light, contrast, saturation = z[0], z[1], z[2]
+        image = light * (mean + contrast * (image - mean))
+        grey = tf.reduce_mean(image, axis=2, keepdims=True)
+        return pipeline.saturated(tf, grey + saturation * (image - grey))
 
     op = pipeline.Op(numpy, tensorflow, draws=3, law=lambda u: 1 + ranges * (2 * u - 1))
     return pipeline.sometimes(op, p)
@@ -82,18 +80,17 @@ def blur(lo: float = 0.5, hi: float = 2.0, p: float = 1.0) -> pipeline.Op:
     """Blur by a Gaussian of lo .. hi pixels, repeating the edge, with probability p."""
     pipeline.check(0 < lo <= hi, f"lo {lo}, hi {hi}: wanted 0 < lo <= hi pixels")
     at = np.arange(-math.ceil(3 * hi), math.ceil(3 * hi) + 1)
+    cv2 = resample.opencv()
 
     def law(u):
         weights = np.exp(-((at / (lo + (hi - lo) * u)) ** 2) / 2)  # [B, taps]
         return weights / weights.sum(axis=1, keepdims=True)
 
     def numpy(image, z):
-        z = z.astype(np.float32)
-        for axis in (0, 1):
-            there = np.arange(image.shape[axis]) + at[:, None]
-            there = there.clip(0, image.shape[axis] - 1)
-            image = sum(w * image.take(i, axis) for i, w in zip(there, z, strict=True))
-        return resample.to_uint8(image)
+        edge = cv2.BORDER_REPLICATE
+        return resample.to_uint8(
+            cv2.sepFilter2D(image, cv2.CV_32F, z, z, borderType=edge)
+        )
 
     def tensorflow(tf, image, z):
         z, image = tf.cast(z, tf.float32), tf.cast(image, tf.float32)
@@ -113,22 +110,27 @@ def blur(lo: float = 0.5, hi: float = 2.0, p: float = 1.0) -> pipeline.Op:
 def low_resolution(lo: float = 0.2, hi: float = 1.0, p: float = 1.0) -> pipeline.Op:
     """Shrink both sides to lo .. hi of themselves and back, with probability p.
 
-    Bilinear, antialiased; AdaFace's code draws one of OpenCV's five interpolations
-    for each of the two.
+    By means of areas, and back bilinearly; AdaFace's code draws one of OpenCV's five
+    interpolations for each of the two.
     """
     pipeline.check(0 < lo <= hi <= 1, f"lo {lo}, hi {hi}: wanted 0 < lo <= hi <= 1")
+    cv2 = resample.opencv()
 
     def numpy(image, z):
         h, w, _ = image.shape
-        small = max(1, int(z[0] * h)), max(1, int(z[0] * w))
-        return resample.resize(resample.resize(image, size=small), size=(h, w))
+        small = max(1, int(z[0] * w)), max(1, int(z[0] * h))
+        # not rounded in between, or a level could become two of TensorFlow's
+        image = image.astype(np.float32)
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
+        return cv2.convertScaleAbs(image)  # rounded half to even
 
     def tensorflow(tf, image, z):
         size = tf.shape(image)[:2]
         small = tf.maximum(1, tf.cast(z[0] * tf.cast(size, tf.float64), tf.int32))
-        for to in (small, size):
-            image = pipeline.saturated(tf, tf.image.resize(image, to, antialias=True))
-        return image
+        for to, way in ((small, "area"), (size, "bilinear")):
+            image = tf.image.resize(image, to, way)
+        return pipeline.saturated(tf, image)
 
     op = pipeline.Op(numpy, tensorflow, draws=1, law=lambda u: lo + (hi - lo) * u)
     return pipeline.sometimes(op, p)

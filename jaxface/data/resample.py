@@ -14,7 +14,28 @@ from typing import Any
 
 import numpy as np
 
+try:
+    import cv2
+except ImportError:  # where only the core is installed
+    cv2 = None  # type: ignore[assignment]
+
 Taps = list[tuple[np.ndarray, np.ndarray]]
+
+
+def opencv() -> Any:
+    """Return OpenCV, whose one loop lets threads go on that NumPy's many keep waiting.
+
+    Raises:
+        ImportError: it is not there; how to get it.
+    """
+    if cv2 is None:
+        raise ImportError("this op wants OpenCV: pip install opencv-python-headless")
+    return cv2
+
+
+def mirror(image: np.ndarray) -> np.ndarray:
+    """Return uint8 [H, W, 3] left to right."""
+    return np.ascontiguousarray(image[:, ::-1]) if cv2 is None else cv2.flip(image, 1)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -55,7 +76,7 @@ def _tapped(rows: np.ndarray, taps: Taps) -> np.ndarray:
     return total
 
 
-@functools.lru_cache(maxsize=512)  # all sizes that `low_resolution` draws of 112
+@functools.lru_cache(maxsize=64)
 def _taps(n: int, N: int, channels: int = 1) -> Taps:
     """Return (sources [N C], weights [N C, 1]) of each tap that turns n pixels to N.
 

@@ -1,43 +1,43 @@
-"""Other machines that make batches, where one host's cores cannot feed its accelerator.
+"""Other processes that make batches, here or on other machines.
 
 The law: a batch is a function of its step, so worker k of n makes whole batches, those
-of steps k, k + n, k + 2n, ..., and the order is that of one machine, whatever the
+of steps k, k + n, k + 2n, ..., and the order is that of one process, whatever the
 timing. This is not tf.data service: its workers run TensorFlow graphs, and cannot call
 the readers, which are Python; and a step it hands to another worker comes twice or
 never. Here a worker that is lost or falls silent stops the run, which resumes at its
 step.
 
-    serve(listen("0.0.0.0:7070"), secret, open_loader)           # on every worker
+    loader = started(open_loader, about, count=8, start_step=500)     # of this machine
+    serve(listen("0.0.0.0:7070"), secret, open_loader)           # on every other one
     loader = workers(("a:7070", "b:7070"), key="secret.txt")(about, start_step=500)
 
-Messages are JSON and bytes of arrays, nothing that runs; both sides prove that they
-know the secret (`multiprocessing.connection`), and are not encrypted.
+Messages are JSON and bytes of arrays, nothing that runs; both sides of a network prove
+that they know the secret (`multiprocessing.connection`), and are not encrypted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import json
 import math
+import multiprocessing
 import os
 import pathlib
+import signal
 import socket
-import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent import futures
-from multiprocessing import AuthenticationError, connection
+from multiprocessing import AuthenticationError, connection, util
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from jaxface import types
+from jaxface.data import messages
 
-_MAX_ASK, _MAX_BATCH = 1 << 20, 2 << 30  # bytes of messages
 _GREETING = 10.0  # seconds a side may be silent until both know each other
-_KINDS = ("uint8", "float32", "int32", "uint32")
 _LOST = (EOFError, OSError, AuthenticationError)
 
 
@@ -65,72 +65,145 @@ class Loader:
 
     def __init__(
         self,
-        addresses: Sequence[tuple[str, int]],
-        secret: bytes,
-        about: str,
+        lines: dict[str, socket.socket],
         *,
         start_step: int = 0,
-        host: int = 0,
-        hosts: int = 1,
-        silence: float = 600.0,
+        processes: Sequence[Any] = (),
     ):
-        """Connect.
+        """Listen.
 
         Args:
-            addresses: (host, port) of every worker.
-            secret: what the workers know too.
-            about: all that decides what is in a batch, see `Ask`.
+            lines: by the name of each worker, the k-th of which makes the batches of
+                steps start_step + k, start_step + k + n, ...
             start_step: the first step.
-            host: this process, 0 .. hosts - 1.
-            hosts: how many processes share a batch.
-            silence: seconds without a byte from a worker after which it is lost.
-
-        Raises:
-            OSError: a worker that is not there, is silent, or does not know the secret.
-            ValueError: a silence of no time.
+            processes: of this machine, which end with the loader.
         """
-        if silence <= 0:
-            raise ValueError(f"silence is {silence}; wanted seconds, more than 0")
         self.bad: dict[str, str] = {}
-        self._names = [f"{name}:{port}" for name, port in addresses]
-        self._start, n = start_step, len(addresses)
-        asks = [Ask(about, start_step + k, n, host, hosts) for k in range(n)]
-        self._connections: list[Any] = []
-        for address, ask in zip(addresses, asks, strict=True):
-            one = _connected(address, secret, ask)
-            _bounded(one, silence)
-            self._connections.append(one)
-        self._pool = futures.ThreadPoolExecutor(n, "jaxface-service")
-        self._coming = [
-            self._pool.submit(c.recv_bytes, _MAX_BATCH) for c in self._connections
-        ]
+        self._names, self._lines = list(lines), list(lines.values())
+        self._start = start_step
+        # also where nobody calls `close`: Python waits for its processes at the end
+        self._end = util.Finalize(self, _ended, args=[processes], exitpriority=0)
+        self._pool = futures.ThreadPoolExecutor(len(lines), "jaxface-service")
+        self._coming = [self._pool.submit(messages.receive, x) for x in self._lines]
 
     def __iter__(self) -> Iterator[types.Batch]:
         step = self._start
         while True:
             k = (step - self._start) % len(self._coming)
             try:
-                message = self._coming[k].result()
+                told, batch = self._coming[k].result()
             except _LOST as error:
                 raise OSError(
-                    f"worker {self._names[k]} was lost at step {step}"
-                    f" ({_why(error)}); start it again, and the run resumes"
+                    f"{self._names[k]}, which makes batches, was lost at step {step}"
+                    f" ({_why(error)}); start again, and the run resumes"
                 ) from None
-            receive = self._connections[k].recv_bytes
-            self._coming[k] = self._pool.submit(receive, _MAX_BATCH)
-            batch, bad = unpacked(message, step=step, where=self._names[k])
-            self.bad |= bad
+            except ValueError as error:
+                raise ValueError(f"{self._names[k]} at step {step}: {error}") from None
+            self._coming[k] = self._pool.submit(messages.receive, self._lines[k])
+            self.bad |= _bad(told, step=step, where=self._names[k])
             yield batch
             step += 1
 
     def close(self) -> None:
         """Hang up; iterating afterwards is an error."""
-        for one in self._connections:
-            with socket.socket(fileno=os.dup(one.fileno())) as line:
-                _hung_up(line)  # wakes the thread that waits for it
+        for line in self._lines:
+            try:
+                line.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
+            except OSError as error:  # the other side was first
+                logging.debug("%s", error)
         self._pool.shutdown(cancel_futures=True)
-        for one in self._connections:
-            one.close()
+        for line in self._lines:
+            line.close()
+        self._end()
+
+
+def started(
+    open_loader: Callable[[Ask], types.Batches],
+    about: str,
+    *,
+    count: int,
+    start_step: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+) -> Loader:
+    """Start processes of this machine that make batches; Python locks none of another.
+
+    Args:
+        open_loader: makes the batches of an ask; pickled, for they begin afresh.
+        about: all that decides what is in a batch, see `Ask`.
+        count: how many.
+        start_step: the first step.
+        host: this process, 0 .. hosts - 1.
+        hosts: how many processes share a batch.
+    """
+    context = multiprocessing.get_context("spawn")
+    lines, processes = {}, []
+    for ask in _asks(about, start_step, count, host, hosts):
+        ours, theirs = socket.socketpair()
+        process = context.Process(target=_made, args=(theirs, ask, open_loader))
+        process.start()
+        theirs.close()  # so that the end of one side is seen by the other
+        lines[f"process {process.pid}"] = ours
+        processes.append(process)
+    return Loader(lines, start_step=start_step, processes=processes)
+
+
+def _made(
+    line: socket.socket, ask: Ask, open_loader: Callable[[Ask], types.Batches]
+) -> None:
+    """Be a process of `started`: it goes with its trainer, and no signal before."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the trainer saves, and wants batches
+    with contextlib.suppress(ConnectionError):  # it has hung up
+        _pour(line, ask, open_loader)
+
+
+def _ended(processes: Sequence[Any]) -> None:
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def connected(
+    addresses: Sequence[tuple[str, int]],
+    secret: bytes,
+    about: str,
+    *,
+    start_step: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+    silence: float = 600.0,
+) -> Loader:
+    """Connect to workers that `serve`.
+
+    Args:
+        addresses: (host, port) of every worker.
+        secret: what the workers know too.
+        about: all that decides what is in a batch, see `Ask`.
+        start_step: the first step.
+        host: this process, 0 .. hosts - 1.
+        hosts: how many processes share a batch.
+        silence: seconds without a byte from a worker after which it is lost.
+
+    Raises:
+        OSError: a worker that is not there, is silent, or does not know the secret.
+        ValueError: a silence of no time.
+    """
+    if silence <= 0:
+        raise ValueError(f"silence is {silence}; wanted seconds, more than 0")
+    lines = {}
+    asks = _asks(about, start_step, len(addresses), host, hosts)
+    with contextlib.ExitStack() as opened:
+        for address, ask in zip(addresses, asks, strict=True):
+            name = f"worker {address[0]}:{address[1]}"
+            lines[name] = opened.enter_context(_reached(name, address, secret, ask))
+            messages.bound(lines[name], silence)
+        opened.pop_all()
+    return Loader(lines, start_step=start_step)
+
+
+def _asks(about: str, start: int, count: int, host: int, hosts: int) -> list[Ask]:
+    return [Ask(about, start + k, count, host, hosts) for k in range(count)]
 
 
 def workers(
@@ -149,8 +222,8 @@ def workers(
     """
     if isinstance(addresses, str) or not addresses:
         raise ValueError(f"workers got {addresses!r}; wanted ('host:port', ...)")
-    places = [place(a) for a in addresses]
-    return functools.partial(Loader, places, secret(key), silence=silence)
+    known = [place(a) for a in addresses]
+    return functools.partial(connected, known, secret(key), silence=silence)
 
 
 def place(address: str) -> tuple[str, int]:
@@ -203,72 +276,83 @@ def serve(
         thread.join()
 
 
-def _feed(one: Any, known: bytes, open_loader: Callable[[Ask], types.Batches]) -> None:
-    """Send batches until the other side hangs up; its pace is set by what it takes."""
-    try:
-        with one:
+def _feed(
+    one: connection.Connection,
+    known: bytes,
+    open_loader: Callable[[Ask], types.Batches],
+) -> None:
+    with socket.socket(fileno=os.dup(one.fileno())) as line, one:
+        try:
             try:
-                _greeted(one, known, first=True)
+                _greet(line, one, known, first=True)
             except _LOST as error:  # a stranger, or gone again
                 logging.warning("refused a client: %s", _why(error))
                 return
             try:
-                ask = _asked(one.recv_bytes(_MAX_ASK))
-                _bounded(one, 0)  # a trainer may evaluate for hours
-                loader = open_loader(ask)
+                ask = _asked(messages.receive(line)[0])
             except ValueError as error:
-                one.send_bytes(_refusal(error))
+                messages.send(line, {"error": str(error)})
                 return
-            _pour(one, loader, ask)
-    except _LOST:
-        logging.info("a client has hung up")
+            messages.bound(line, 0)  # a trainer may evaluate for hours
+            _pour(line, ask, open_loader)
+        except _LOST:
+            logging.info("a client has hung up")
 
 
-def _pour(one: Any, loader: types.Batches, ask: Ask) -> None:
+def _pour(
+    line: socket.socket, ask: Ask, open_loader: Callable[[Ask], types.Batches]
+) -> None:
+    """Send an ask's batches until the other side hangs up, at the pace it takes them.
+
+    Last goes what is wrong: no such ask, too many unreadable images, ...
+    """
+    with contextlib.closing(_batches(ask, open_loader)) as batches:
+        for told, batch in batches:
+            messages.send(line, told, batch)
+
+
+def _batches(
+    ask: Ask, open_loader: Callable[[Ask], types.Batches]
+) -> Generator[tuple[dict[str, Any], types.Batch], None, None]:
     step = ask.first
     try:
-        for batch in loader:
-            one.send_bytes(packed(batch, step=step, bad=loader.bad))
-            step += ask.every
-    except ValueError as error:  # too many unreadable images, several sizes, ...
-        one.send_bytes(_refusal(error))
-    finally:
-        loader.close()
+        with contextlib.closing(open_loader(ask)) as loader:
+            for batch in loader:
+                yield {"step": step, "bad": loader.bad}, batch
+                step += ask.every
+    except (ValueError, OSError) as error:
+        yield {"error": str(error)}, {}
 
 
-def _connected(address: tuple[str, int], known: bytes, ask: Ask) -> Any:
-    name = f"{address[0]}:{address[1]}"
-    try:
-        line = socket.create_connection(address, _GREETING)
-        line.settimeout(None)
-        found = connection.Connection(line.detach())
-        _greeted(found, known, first=False)
-        found.send_bytes(json.dumps(dataclasses.asdict(ask)).encode())
-    except AuthenticationError:
-        raise OSError(f"worker {name} has another secret; wanted one file") from None
-    except (EOFError, OSError) as error:
-        raise OSError(
-            f"worker {name} does not answer ({_why(error)}); start it with"
-            " launch/serve.py, or leave it out of config.data.service"
-        ) from None
-    return found
+def _reached(
+    name: str, address: tuple[str, int], known: bytes, ask: Ask
+) -> socket.socket:
+    with contextlib.ExitStack() as opened:
+        try:
+            line = opened.enter_context(socket.create_connection(address, _GREETING))
+            line.settimeout(None)
+            with connection.Connection(os.dup(line.fileno())) as one:
+                _greet(line, one, known, first=False)
+            messages.send(line, dataclasses.asdict(ask))
+        except AuthenticationError:
+            raise OSError(f"{name} has another secret; wanted one file") from None
+        except (EOFError, OSError) as error:
+            raise OSError(
+                f"{name} does not answer ({_why(error)}); start it with"
+                " launch/serve.py, or leave it out of config.data.service"
+            ) from None
+        opened.pop_all()
+    return line
 
 
-def _greeted(one: Any, known: bytes, *, first: bool) -> None:
+def _greet(
+    line: socket.socket, one: connection.Connection, known: bytes, *, first: bool
+) -> None:
     """Prove to each other, in turn, that both know the secret."""
-    _bounded(one, _GREETING)
+    messages.bound(line, _GREETING)
     steps = [connection.deliver_challenge, connection.answer_challenge]
     for step in steps if first else reversed(steps):
         step(one, known)
-
-
-def _bounded(one: Any, seconds: float) -> None:
-    """Let what waits so long for the other side fail; 0: wait for ever."""
-    whole, part = divmod(seconds, 1)
-    told = struct.pack("ll", int(whole), int(part * 1e6))
-    with socket.socket(fileno=os.dup(one.fileno())) as line:
-        for side in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            line.setsockopt(socket.SOL_SOCKET, side, told)
 
 
 def _why(error: BaseException) -> str:
@@ -276,17 +360,10 @@ def _why(error: BaseException) -> str:
     return "silent for too long" if silent else str(error) or type(error).__name__
 
 
-def _hung_up(line: socket.socket) -> None:
+def _asked(told: dict[str, Any]) -> Ask:
     try:
-        line.shutdown(socket.SHUT_RDWR)
-    except OSError as error:  # the other side was first
-        logging.debug("%s", error)
-
-
-def _asked(message: bytes) -> Ask:
-    try:
-        ask = Ask(**json.loads(message))
-    except (ValueError, TypeError, RecursionError) as error:
+        ask = Ask(**told)
+    except TypeError as error:
         raise ValueError(f"what was asked cannot be read: {error}") from None
     numbers = (ask.first, ask.every, ask.host, ask.hosts)
     if not isinstance(ask.about, str) or not all(
@@ -296,45 +373,15 @@ def _asked(message: bytes) -> Ask:
     return ask
 
 
-def _refusal(error: ValueError) -> bytes:
-    return _joined({"error": str(error)}, ())
-
-
-def packed(batch: types.Batch, *, step: int, bad: dict[str, str]) -> bytes:
-    """Return a batch as a message."""
-    arrays = {k: np.ascontiguousarray(x) for k, x in batch.items()}
-    told = {k: [x.dtype.name, list(x.shape)] for k, x in arrays.items()}
-    head = {"step": step, "arrays": told, "bad": dict(bad)}
-    return _joined(head, (x.data for x in arrays.values()))
-
-
-def _joined(head: dict[str, Any], parts: Any) -> bytes:
-    text = json.dumps(head).encode()
-    return b"".join((struct.pack("<I", len(text)), text, *parts))
-
-
-def unpacked(
-    message: bytes, *, step: int, where: str
-) -> tuple[types.Batch, dict[str, str]]:
-    """Return (batch, unreadable images so far) of a message.
+def _bad(told: dict[str, Any], *, step: int, where: str) -> dict[str, str]:
+    """Return the unreadable images that came with a batch.
 
     Raises:
         ValueError: what the worker refuses, or a message that is none for this step.
     """
-    try:
-        (size,) = struct.unpack_from("<I", message)
-        head = json.loads(message[4 : 4 + size])
-        if "error" not in head:
-            batch, end, at = {}, len(message), 4 + size
-            for name, (kind, shape) in head["arrays"].items():
-                if kind not in _KINDS or not all(0 <= n <= end for n in shape):
-                    raise ValueError(f"array {name!r} is {kind} {shape}")
-                count = math.prod(shape)
-                found = np.frombuffer(message, kind, count, at)
-                batch[name], at = found.reshape(shape), at + found.nbytes
-            if at != end or head["step"] != step:
-                raise ValueError(f"step {head['step']}, {end - at} bytes are left")
-            return batch, {str(k): str(v) for k, v in head["bad"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
-        raise ValueError(f"worker {where}: no batch of step {step}: {error}") from None
-    raise ValueError(f"worker {where}: {head['error']}")
+    if "error" in told:
+        raise ValueError(f"{where}: {told['error']}")
+    bad = told.get("bad")
+    if told.get("step") != step or not isinstance(bad, dict):
+        raise ValueError(f"{where}: no batch of step {step}, but {told!r:.80}")
+    return {str(k): str(v) for k, v in bad.items()}

@@ -20,6 +20,7 @@ from concurrent import futures
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from absl import logging
 
 from jaxface import types
@@ -225,7 +226,7 @@ class _Images:
         """Keep image i."""
         with self._lock:
             if not self.array.size:
-                self.array = _aligned((self._b, *image.shape), image.dtype)
+                self.array = aligned((self._b, *image.shape), image.dtype)
         if image.shape != self.array.shape[1:]:
             raise ValueError(
                 f"images of several sizes in a batch: {image.shape[:2]} and"
@@ -234,9 +235,9 @@ class _Images:
         self.array[i] = image
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: Sequence[int], dtype: npt.DTypeLike) -> np.ndarray:
     """Return empty memory that JAX and TensorFlow on a CPU take without copying."""
-    size = math.prod(shape) * dtype.itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + 64, np.uint8)
     first = -memory.ctypes.data % 64
     return memory[first : first + size].view(dtype).reshape(shape)
