@@ -37,6 +37,7 @@ def served(name):
     try:
         yield {
             "STORAGE_EMULATOR_HOST": url,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # of the readers of ArrayRecord
             "TENSORSTORE_GCS_HTTP_URL": url,
             "EPATH_USE_TF": "false",  # gcsfs can be told of another host
             # Nobody is asked for credentials, which there are none of.

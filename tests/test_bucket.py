@@ -1,5 +1,6 @@
 """A run whose workdir is in a bucket, interrupted, against one on a disk."""
 
+import hashlib
 import os
 import pathlib
 import signal
@@ -8,8 +9,10 @@ import sys
 
 import bucket
 import pytest
+from test_array_record import crops, dataset
 
 from jaxface import places, processes
+from jaxface.data.sources import array_record
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = (
@@ -70,3 +73,37 @@ def test_a_run_in_a_bucket_is_one_on_a_disk(tmp_path):
     want = said(start("evaluate", tmp_path / "run", "--step=latest", env={}))
     assert rows == (tmp_path / "run" / "metrics.jsonl").read_text()
     assert shown == want
+
+
+READ = """
+import pathlib, sys
+sys.path.insert(0, "tests")
+from etils import epath
+from jaxface.data.sources import array_record
+from test_bucket import digest
+here, there = pathlib.Path(sys.argv[1]), epath.Path("gs://faces/sets")
+for path in here.rglob("*"):
+    if path.is_file():
+        (there / str(path.relative_to(here))).write_bytes(path.read_bytes())
+for name in ("faces", "crops.array_record-*"):
+    print(digest(array_record.Source(there / name)))
+"""
+
+
+def digest(source):
+    found = hashlib.sha256(repr([source.labels.tolist(), source.color]).encode())
+    for i in range(len(source)):
+        found.update(repr(source.read(i)).encode())
+    return len(source), found.hexdigest()
+
+
+@pytest.mark.slow  # a process that imports everything
+def test_a_set_in_a_bucket_is_one_on_a_disk(tmp_path):
+    dataset(tmp_path / "faces")
+    pattern = crops(tmp_path)
+    with bucket.served("faces") as env:
+        command = [sys.executable, "-c", READ, str(tmp_path)]
+        out = subprocess.check_output(command, cwd=ROOT, env=os.environ | env)
+    want = [digest(array_record.Source(x)) for x in (tmp_path / "faces", pattern)]
+    assert out.decode().splitlines() == list(map(str, want))
+    assert [count for count, _ in want] == [9, 12]
