@@ -6,7 +6,7 @@ import pytest
 import samples
 from scipy import stats
 
-from jaxface.eval import bootstrap, curves, delong, intervals
+from jaxface.eval import bootstrap, curves, delong, dyads, intervals
 
 
 @pytest.mark.parametrize("effect", [0.0, 1.0])
@@ -21,14 +21,22 @@ def test_people_interval_contains_wilsons(effect):
 
 @pytest.mark.parametrize("P", [6, 15, 150])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_the_spread_is_the_dyadic_variance_made_right_for_few_people(P, groups):
+@pytest.mark.parametrize("block", [7, 1 << 20])
+def test_the_spread_is_the_dyadic_variance_made_right_for_few_people(
+    P, groups, block, monkeypatch
+):
+    monkeypatch.setattr(dyads, "_BLOCK", block)
     rng = np.random.default_rng(P)
     people = samples.pairs(rng, P, 30)
     people = np.unique(people, return_inverse=True)[1].reshape(-1, 2)
     group = rng.integers(groups, size=len(people))
     value = rng.normal(size=len(people))
     mean = np.bincount(group, value) / np.bincount(group)
-    found = bootstrap._spread(value - mean[group], people, group)
+    residual = value - mean[group]
+    found = dyads.Dyads(people, group).spread(residual.__getitem__)
+    names = np.array([f"person {k}" for k in range(P)])[people]
+    again = dyads.Dyads(names, group).spread(residual.__getitem__)
+    np.testing.assert_allclose(again.variance, found.variance)
     want = oracles.spread(value, people, group)
     np.testing.assert_allclose(found.variance, want)
 
@@ -40,9 +48,8 @@ def test_people_interval_has_students_tails(P):
     low, high = bootstrap.people_interval(correct, people, replicates=20_000)
     width = np.log(high / (1 - high)) - np.log(low / (1 - low))
     rate, ends = correct.mean(), np.unique(people, return_inverse=True)[1]
-    spread = bootstrap._spread(
-        correct - rate, ends.reshape(-1, 2), np.zeros(len(correct), int)
-    )
+    residual = correct - rate
+    spread = dyads.Dyads(ends.reshape(-1, 2)).spread(residual.__getitem__)
     tail = stats.t.ppf(0.975, spread.freedom)
     wanted = 2 * tail * np.sqrt(spread.variance) / (rate * (1 - rate))
     np.testing.assert_allclose(width, wanted, rtol=0.04)
@@ -51,9 +58,7 @@ def test_people_interval_has_students_tails(P):
 
 def test_people_touched_equally_have_one_freedom_less_than_they_are():
     people = np.array([[i, j] for i in range(8) for j in range(i)])
-    value = np.random.default_rng(0).normal(size=len(people))
-    found = bootstrap._spread(value - value.mean(), people, np.zeros(28, int))
-    assert found.freedom == pytest.approx(7)
+    assert dyads.Dyads(people).freedom == pytest.approx(7)
 
 
 def test_people_interval_of_perfect_outcomes_is_wilsons():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxface import eval as protocols
-from jaxface import spec
+from jaxface import spec, types
+from jaxface.eval import templates, verification
 
 NAMES = [
     name
@@ -152,3 +153,19 @@ def test_embeddings_that_are_no_numbers_are_refused(name):
 
     with pytest.raises(ValueError, match=r"NaN|not finite"):
         run(name, embed)
+
+
+def test_templates_of_one_image_are_verified_as_images_are():
+    found = album.pairs()
+    n = np.arange(len(found.images))
+    alone = types.Templates(
+        found.images, n, n, n, np.ones(len(n), np.float32), found.images.labels
+    )
+    pairs = types.TemplatePairs(alone, found.left, found.right, found.same)
+    embed, far = album.embedder(signal=1, noise=2), (1e-1, 2e-1)
+    ours = templates.Evaluator(pairs, far=far).run(embed).scalars
+    theirs = verification.Evaluator(found, far=far).run(embed).scalars
+    for name in ("auc", "eer", "tar@far=1e-1", "tar@far=2e-1"):
+        for end in ("", "_low", "_high"):
+            assert ours[name + end] == pytest.approx(theirs[name + end], abs=1e-6)
+        assert ours[name + "_low"] < ours[name] < ours[name + "_high"]

@@ -34,6 +34,7 @@ FLOORS = {
     "eval.curves": 1,
     "eval.decisions": 1,
     "eval.delong": 1,
+    "eval.dyads": 1,
     "eval.folds": 1,
     "eval.histogram": 1,
     "eval.intervals": 1,

@@ -5,7 +5,7 @@ What a person adds to the deviation of a mean is t_p, the sum of the weighted re
 of the pairs that touch p; resampling people adds up redrawn t_p.
 
 One law: the spread of these sums is that of the dyadic cluster-robust variance, made
-right for few people, and never below that of independent pairs.
+right for few people (`dyads`), and never below that of independent pairs.
 
     low, high = people_interval(correct, people)
     found = people_rate(accepted[same], people[same])   # Rate
@@ -18,27 +18,12 @@ right for few people, and never below that of independent pairs.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
-from jaxface.eval import curves, decisions, delong, intervals
+from jaxface.eval import curves, decisions, delong, dyads, intervals
 
 _DRAWN = 1 << 22  # redrawn people held at a time
-
-
-class _Spread(NamedTuple):
-    """How a mean over dyads varies.
-
-    Attributes:
-        t: [P] what each person adds to the deviation.
-        variance: of the mean; not above 0 where the sample does not tell.
-        freedom: degrees of freedom of that variance.
-    """
-
-    t: np.ndarray
-    variance: float
-    freedom: float
 
 
 def people_interval(
@@ -68,9 +53,9 @@ def people_interval(
         ValueError: on shapes that do not match, or fewer than two people.
     """
     correct = np.asarray(correct, bool)
-    ends = _ends(people, len(correct), correct.shape)
+    who = _known(people, len(correct))
     rate = intervals.rate(int(correct.sum()), len(correct), level=level)
-    spread = _spread(correct - rate.value, ends, np.zeros(len(correct), int))
+    spread = who.spread(lambda part: correct[part] - rate.value)
     found = _widened(rate, spread, level=level, replicates=replicates, seed=seed)
     return found.low, found.high
 
@@ -111,7 +96,7 @@ def people_rate(
 def people_precision_recall_f1(
     accepted: np.ndarray,
     same: np.ndarray,
-    people: np.ndarray,
+    people: np.ndarray | dyads.Dyads,
     *,
     level: float = 0.95,
     replicates: int = 1000,
@@ -127,7 +112,7 @@ def people_precision_recall_f1(
     accepted, same = np.asarray(accepted, bool), np.asarray(same, bool)
     counts = decisions.confusion(accepted, same)
     tp, fp, tn, fn = counts
-    ends = _ends(people, len(accepted), accepted.shape)
+    who = _known(people, len(accepted), same)
     genuine, found = tp + fn, max(tp + fp, 1)
     either = tp + fp + genuine
     slopes = (  # by the share of impostors accepted, and by recall
@@ -140,7 +125,7 @@ def people_precision_recall_f1(
         _of_shares(
             rate,
             np.array(slope),
-            *(accepted, same, ends),
+            *(accepted, who),
             level=level,
             replicates=replicates,
             seed=seed,
@@ -153,9 +138,10 @@ def people_precision_recall_f1(
 def people_tar(
     scores: np.ndarray,
     same: np.ndarray,
-    people: np.ndarray,
+    people: np.ndarray | dyads.Dyads,
     *,
     far: float,
+    curve: curves.Points | None = None,
     level: float = 0.95,
     replicates: int = 1000,
     seed: int = 0,
@@ -166,19 +152,21 @@ def people_tar(
     by d times the ROC's slope, which is read off between the FAR that lie two standard
     errors apart.
 
-    Arguments are those of `people_auc` and `curves.tar_at_far`.
+    Arguments are those of `people_eer` and `curves.tar_at_far`.
     """
-    tar, threshold = curves.tar_at_far(scores, same, far=far)
     scores, same = curves.checked(scores, same)
-    ends = _ends(people, len(scores), scores.shape)
-    genuine = int(same.sum())
-    reach = 2 * math.sqrt(far * (1 - far) / (len(same) - genuine))
+    who = _known(people, len(scores), same)
+    impostors, genuine = map(int, np.bincount(same))
+    curves.check_far(far, impostors)
+    curve = curve or curves.roc(scores, same)
+    tar, threshold = curves.at(curve, far)
+    reach = 2 * math.sqrt(far * (1 - far) / impostors)
     near = np.clip([far - reach, far + reach], 0, 1)
-    slope = np.ptp(np.interp(near, *curves.roc(scores, same)[:2])) / np.ptp(near)
+    slope = np.ptp(np.interp(near, *curve[:2])) / np.ptp(near)
     return _of_shares(
         intervals.rate(round(tar * genuine), genuine, level=level),
         np.array([-slope, 1.0]),
-        *(scores >= threshold, same, ends),
+        *(scores >= threshold, who),
         level=level,
         replicates=replicates,
         seed=seed,
@@ -188,7 +176,7 @@ def people_tar(
 def people_auc(
     scores: np.ndarray,
     same: np.ndarray,
-    people: np.ndarray,
+    people: np.ndarray | dyads.Dyads,
     *,
     level: float = 0.95,
     replicates: int = 1000,
@@ -197,22 +185,25 @@ def people_auc(
     """Compute the area under the ROC with an interval over people.
 
     Arguments are those of `people_interval`, with scores [N] and same [N] bool for the
-    outcomes. The interval is never narrower than DeLong's of independent pairs.
+    outcomes; people [N, 2] may also be the `dyads.Dyads` of people and same. The
+    interval is never narrower than DeLong's of independent pairs.
 
     The parts of the pairs are those of `delong.influence`.
     """
     scores, same = curves.checked(scores, same)
-    ends = _ends(people, len(scores), scores.shape)
-    rate = delong.auc(scores, same, level=level)
-    spread = _spread(delong.influence(scores, same)[1], ends, same.astype(int))
+    who = _known(people, len(scores), same)
+    value, parts = delong.influence(scores, same)
+    rate = delong.interval(value, parts, same, level=level)
+    spread = who.spread(parts.__getitem__)
     return _widened(rate, spread, level=level, replicates=replicates, seed=seed)
 
 
 def people_eer(
     scores: np.ndarray,
     same: np.ndarray,
-    people: np.ndarray,
+    people: np.ndarray | dyads.Dyads,
     *,
+    curve: curves.Points | None = None,
     level: float = 0.95,
     replicates: int = 1000,
     seed: int = 0,
@@ -225,21 +216,21 @@ def people_eer(
     two standard errors. So an error of a genuine pair weighs i / (g + i), of an
     impostor pair the rest, and the sum varies as people do.
 
-    Arguments are those of `people_auc`. The interval is never narrower than Wilson's of
-    as many independent trials as would vary as much as independent pairs do here; where
-    nothing is wrong, it is that of the rarer kind of pairs.
+    Arguments are those of `people_auc`, and the ROC where it is known. The interval is
+    never narrower than Wilson's of as many independent trials as would vary as much as
+    independent pairs do here; where nothing is wrong, it is that of the rarer kind.
     """
     scores, same = curves.checked(scores, same)
-    ends = _ends(people, len(scores), scores.shape)
-    far, tar, threshold = curves.roc(scores, same)
-    value, n = curves.equal_error(far, tar), np.bincount(same.astype(int))
+    who = _known(people, len(scores), same)
+    far, tar, threshold = curve or curves.roc(scores, same)
+    value, n = curves.equal_error(far, tar), who.n
     least = intervals.wilson(value * n.min(), n.min(), level=level)
     weight = _steepness(far, tar, 2 * math.sqrt(value * (1 - value) * np.sum(1 / n)))
     bar = threshold[np.argmin(np.abs(1 - tar - far))]
     return _of_shares(
         intervals.Rate(value, *map(float, least)),
         weight,
-        *((scores < bar) == same, same, ends),
+        *((scores < bar) == same, who),
         level=level,
         replicates=replicates,
         seed=seed,
@@ -250,8 +241,7 @@ def _of_shares(
     rate: intervals.Rate,
     weight: np.ndarray,
     outcome: np.ndarray,
-    same: np.ndarray,
-    ends: np.ndarray,
+    who: dyads.Dyads,
     *,
     level: float,
     replicates: int,
@@ -267,28 +257,31 @@ def _of_shares(
         weight: [2] its slopes by the share of outcomes among impostors and among
             genuine pairs.
         outcome: [N] bool.
-        same: [N] bool.
-        ends: [N, 2] from `_ends`.
+        who: the people of the pairs, of impostors and of genuine ones.
         level: confidence in (0, 1).
         replicates: bootstrap draws.
         seed: of the draws.
     """
-    value, kind = rate.value, same.astype(int)
-    n = np.bincount(kind, minlength=2)
-    share = np.bincount(kind, outcome, 2) / n
+    value, n, same = rate.value, who.n, who.group
+    share = np.bincount(same, outcome, 2) / n
     alone = float(np.sum(weight**2 * share * (1 - share) / n))
     if not 0 < value < 1 or not alone:
         return rate
     trials = value * (1 - value) / alone
     low, high = map(float, intervals.wilson(value * trials, trials, level=level))
     least = intervals.Rate(value, low, high)
-    spread = _spread((outcome - share[kind]) * weight[kind], ends, kind)
+
+    def residual(part: slice) -> np.ndarray:
+        kind = same[part].astype(np.int8)
+        return (outcome[part] - share[kind]) * weight[kind]
+
+    spread = who.spread(residual)
     return _widened(least, spread, level=level, replicates=replicates, seed=seed)
 
 
 def _widened(
     rate: intervals.Rate,
-    spread: _Spread,
+    spread: dyads.Spread,
     *,
     level: float,
     replicates: int,
@@ -341,10 +334,10 @@ def people_difference(
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     if a.shape != b.shape:
         raise ValueError(f"outcomes {a.shape} and {b.shape}; wanted [N] and [N]")
-    ends = _ends(people, len(a), a.shape)
+    who = _known(people, len(a))
     each, N = a.astype(np.float64) - b, len(a)
     value = float(each.mean())
-    spread = _spread(each - value, ends, np.zeros(N, int))
+    spread = who.spread(lambda part: each[part] - value)
     moved, wins = np.abs(each).sum() + 1, each.sum()
     least = float(moved - wins**2 / (N + 2)) / (N + 2) ** 2
     spread = spread._replace(variance=max(spread.variance, least))
@@ -355,66 +348,17 @@ def people_difference(
     return intervals.Difference(value, max(-1.0, float(low)), min(1.0, float(high)), p)
 
 
-def _ends(people: np.ndarray, N: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return people [N, 2] numbered from 0."""
-    people = np.asarray(people)
-    if len(shape) != 1 or people.shape != (N, 2):
-        raise ValueError(f"people {people.shape} for {shape} pairs; wanted [N, 2]")
-    ids, ends = np.unique(people, return_inverse=True)
-    if len(ids) < 2:
-        raise ValueError(f"{len(ids)} people in {N} pairs; an interval needs two")
-    return ends.reshape(N, 2)
+def _known(
+    people: np.ndarray | dyads.Dyads, N: int, group: np.ndarray | None = None
+) -> dyads.Dyads:
+    if not isinstance(people, dyads.Dyads):
+        people = dyads.Dyads(people, np.zeros(N, int) if group is None else group)
+    if len(people) != N:
+        raise ValueError(f"people of {len(people)} pairs for {N}; wanted as many")
+    return people
 
 
-def _spread(residual: np.ndarray, ends: np.ndarray, group: np.ndarray) -> _Spread:
-    """Measure how a sum of group means varies when people do.
-
-    With S = sum_p t_p^2, and D the squares of two-person pairs, which S has at both of
-    their ends, S - D sums the products of all pairs that share a person: the estimator
-    of Fafchamps, Gubert 2007 and Aronow, Samii, Assenova 2015. Taking off the means
-    makes it too small, the more so the fewer the people. As Bell, McCaffrey 2002 do
-    for clusters, it is divided by its expectation in a model where it is known: every
-    pair is the sum of its people's independent effects of variance 1.
-
-    Args:
-        residual: [N] outcome less the mean of its group.
-        ends: [N, 2] people 0 .. P - 1.
-        group: [N] int, 0 .. G - 1; each mean has its own weight 1/n.
-
-    Returns:
-        A `_Spread`, with as many degrees of freedom as people touched equally often
-        would have: (sum v)^2 / sum v^2 - 1 with v_p = (Var's part of p).
-    """
-    P, two = int(ends.max()) + 1, ends[:, 0] != ends[:, 1]
-    n = np.bincount(group)
-    w = 1 / n[group]  # [N]
-
-    def touched(x: np.ndarray) -> np.ndarray:
-        return np.bincount(ends[:, 0], x, P) + np.bincount(ends[two, 1], x[two], P)
-
-    t = touched(w * residual)
-    found = t @ t - np.sum((w * residual)[two] ** 2)  # S - D
-    # The model: t = M u with M = A - sum_g d_g d_g^T / n_g^2, where A_pq weighs the
-    # pairs of p and q and d_g counts the pairs of group g that touch p.
-    d = np.stack([touched((group == g) * 1.0) for g in range(len(n))])  # [G, P]
-    key = ends.min(axis=1)[two] * P + ends.max(axis=1)[two]
-    _, place = np.unique(key, return_inverse=True)
-    a2 = np.sum(touched(w) ** 2) + 2 * np.sum(np.bincount(place, w[two]) ** 2)
-    along = d[:, ends[:, 0]] + np.where(two, d[:, ends[:, 1]], 0.0)  # [G, N] b_i . d_g
-    gram, n2 = d @ d.T, n.astype(np.float64) ** 2
-    expected = a2 - 2 * np.sum((w * along**2).sum(axis=1) / n2)
-    expected += np.sum(gram**2 / np.outer(n2, n2))
-    own = along[group, np.arange(len(group))] * w
-    doubled = 2 - 2 * own + np.diag(gram)[group] * w**2
-    expected -= np.sum((w**2 * doubled)[two])
-    part = touched(w) ** 2
-    freedom = part.sum() ** 2 / np.sum(part**2) - 1
-    if expected <= 1e-9 * part.sum():  # too few people for any of it to show
-        return _Spread(t, 0.0, max(freedom, 1.0))
-    return _Spread(t, float(found * part.sum() / expected), max(freedom, 1.0))
-
-
-def _deviations(spread: _Spread, *, replicates: int, seed: int) -> np.ndarray:
+def _deviations(spread: dyads.Spread, *, replicates: int, seed: int) -> np.ndarray:
     """Draw deviations of a mean [replicates]: redrawn people, Student's tails.
 
     The variance is itself estimated, from few people: each draw is divided by one of

@@ -97,9 +97,26 @@ def tar_at_far(
 
     Protocol of IJB-C, Maze et al. 2018.
     """
+    check_far(far)
+    return _tar_at(scores, same, far)
+
+
+def at(curve: Points, far: float) -> tuple[float, float]:
+    """Return what `tar_at_far` does, of a ROC that is known."""
+    fars, tars, thresholds = curve
+    last = int(np.searchsorted(fars, far, side="right")) - 1
+    return float(tars[last]), float(thresholds[last])
+
+
+def check_far(far: float, impostors: float = math.inf) -> None:
+    """Refuse a false accept rate that is none, or that so few impostors cannot show."""
     if not 0 < far < 1:
         raise ValueError(f"far={far} is not a rate in (0, 1)")
-    return _tar_at(scores, same, far)
+    if far < 1 / impostors:
+        raise ValueError(
+            f"far={far:g} needs at least {math.ceil(1 / far)} impostor pairs, got"
+            f" {impostors}; ask for a higher far or bring more impostors"
+        )
 
 
 def fnmr_at_fmr(
@@ -124,11 +141,8 @@ def _tar_at(scores: np.ndarray, same: np.ndarray, far: float) -> tuple[float, fl
     scores, same = checked(scores, same)
     genuine, impostor = scores[same], scores[~same]
     n = len(impostor)
-    if 0 < far < 1 / n:
-        raise ValueError(
-            f"far={far:g} needs at least {math.ceil(1 / far)} impostor pairs, got"
-            f" {n}; ask for a higher far or bring more impostors"
-        )
+    if far > 0:
+        check_far(far, n)
     allowed = int(far * n) + 1
     while allowed / n > far:  # 0.29 * 100 is below 29: the quotient decides
         allowed -= 1

@@ -37,7 +37,13 @@ def auc(scores: np.ndarray, same: np.ndarray, *, level: float = 0.95) -> interva
     DeLong, DeLong, Clarke-Pearson 1988; the logit of Pepe 2003, section 5.2.
     """
     scores, same = curves.checked(scores, same)
-    value, parts = influence(scores, same)
+    return interval(*influence(scores, same), same, level=level)
+
+
+def interval(
+    value: float, parts: np.ndarray, same: np.ndarray, *, level: float = 0.95
+) -> intervals.Rate:
+    """Return `auc` of an area and its parts from `influence`."""
     error = math.sqrt(_variance(parts, parts, same))
     return on_logit(
         value, error * intervals.normal_quantile(level), _fewest(same), level

@@ -14,7 +14,6 @@ score across a threshold.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -100,17 +99,8 @@ class Counts:
         Raises:
             ValueError: as `curves.tar_at_far` does.
         """
-        impostors = int(self.impostor.sum())
-        if not 0 < far < 1:
-            raise ValueError(f"far={far} is not a rate in (0, 1)")
-        if far * impostors < 1 and far < 1 / max(impostors, 1):
-            raise ValueError(
-                f"far={far:g} needs at least {math.ceil(1 / far)} impostor pairs,"
-                f" got {impostors}"
-            )
-        fars, tars, thresholds = self.roc()
-        last = int(np.searchsorted(fars, far, side="right")) - 1
-        return float(tars[last]), float(thresholds[last])
+        curves.check_far(far, max(1, int(self.impostor.sum())))
+        return curves.at(self.roc(), far)
 
 
 def empty(*, bits: int = 16) -> Counts:

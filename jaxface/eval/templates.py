@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.eval import bootstrap, curves, pooling, verification
+from jaxface.eval import bootstrap, curves, dyads, pooling, verification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,37 +73,37 @@ class Evaluator:
             embed: gives [n, D] float32, its length kept.
 
         Returns:
-            Scalars: `tar@far=1e-4` and so on with intervals over people, `threshold@`
-            beside each; pairs, genuine, impostors, templates, images; auc, eer.
+            Scalars: `tar@far=1e-4` and so on, auc and eer, with intervals over people;
+            `threshold@` beside each TAR; pairs, genuine, impostors, templates, images.
             Artefacts: scores [N] float32 (cosine), same.
 
         Raises:
             ValueError: on embeddings that are not finite, or a template without
                 direction.
         """
-        pairs, person = self.pairs, self.pairs.templates.person
+        pairs = self.pairs
         vectors = pooled(pairs.templates, embed, norm=self.norm, detector=self.detector)
         scores = pooling.scores(vectors, pairs.left, pairs.right)
         same = np.asarray(pairs.same, bool)
-        ends = np.stack([person[pairs.left[same]], person[pairs.right[same]]], axis=1)
-        impostors = int(np.sum(~same))
+        _, person = np.unique(self.pairs.templates.person, return_inverse=True)
+        ends = np.stack([person[pairs.left], person[pairs.right]], axis=1)
+        who, curve = dyads.Dyads(ends, same), curves.roc(scores, same)
+        impostors, genuine = who.n
         scalars: dict[str, float] = {}
         for target in self.far:
             if target >= 1 / impostors:
-                _, threshold = curves.tar_at_far(scores, same, far=target)
-                rate = bootstrap.people_rate(scores[same] >= threshold, ends)
+                rate = bootstrap.people_tar(scores, same, who, far=target, curve=curve)
                 name = f"far={verification.short(target)}"
                 scalars |= rate.named(f"tar@{name}")
-                scalars[f"threshold@{name}"] = min(threshold, 2.0)
-        far, tar, _ = curves.roc(scores, same)
+                scalars[f"threshold@{name}"] = min(curves.at(curve, target)[1], 2.0)
         scalars |= {
             "pairs": len(pairs),
-            "genuine": len(ends),
+            "genuine": genuine,
             "impostors": impostors,
             "templates": len(pairs.templates),
             "images": len(pairs.templates.images),
-            "auc": curves.area(far, tar),
-            "eer": curves.equal_error(far, tar),
+            **bootstrap.people_auc(scores, same, who).named("auc"),
+            **bootstrap.people_eer(scores, same, who, curve=curve).named("eer"),
         }
         return types.Result(
             scalars={name: float(value) for name, value in scalars.items()},

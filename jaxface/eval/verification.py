@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.eval import bootstrap, decisions, folds, project
+from jaxface.eval import bootstrap, curves, decisions, dyads, folds, project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Evaluator:
         found = folds.kfold_accuracy(scores, same, pairs.fold)
         lfw = folds.view2(scores, same, pairs.fold)
         low, high = bootstrap.people_interval(found.correct, pairs.people)
+        who, curve = dyads.Dyads(pairs.people, same), curves.roc(scores, same)
         counts = decisions.confusion(found.accepted, same)
         genuine, impostors = counts.tp + counts.fn, counts.fp + counts.tn
         scalars = {
@@ -112,19 +113,17 @@ class Evaluator:
             "people": len(np.unique(pairs.people)),
             "threshold": float(found.threshold.mean()),
             "view2": lfw.mean,
-            **bootstrap.people_auc(scores, same, pairs.people).named("auc"),
-            **bootstrap.people_eer(scores, same, pairs.people).named("eer"),
+            **bootstrap.people_auc(scores, same, who).named("auc"),
+            **bootstrap.people_eer(scores, same, who, curve=curve).named("eer"),
         }
         if len(lfw.threshold) > 1:
             scalars["view2_error"] = lfw.standard_error
-        rates = bootstrap.people_precision_recall_f1(
-            found.accepted, same, np.asarray(pairs.people)
-        )
+        rates = bootstrap.people_precision_recall_f1(found.accepted, same, who)
         for name, rate in zip(("precision", "recall", "f1"), rates, strict=True):
             scalars |= rate.named(name)
         for far in self.far:
             if far >= 1 / impostors:
-                tar = bootstrap.people_tar(scores, same, pairs.people, far=far)
+                tar = bootstrap.people_tar(scores, same, who, far=far, curve=curve)
                 scalars |= tar.named(f"tar@far={short(far)}")
         return types.Result(
             scalars={name: float(value) for name, value in scalars.items()},
