@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
+import samples
 
 from jaxface import page as html_page
 from jaxface import types
-from jaxface.eval import figures, report
+from jaxface.eval import bootstrap, figures, report
 
 
 def result(seed=0, *, n=80, gap=1.0):
@@ -172,6 +173,28 @@ def test_a_caption_gives_the_interval_that_was_found_and_an_axis_its_unit():
         axes = figures.curve({"a": blurred}, "blur").figure.axes[0]
     assert axes.get_xlabel() == "sigma, pixels"
     assert axes.get_ylim() == (0, 1.02)
+
+
+def test_a_band_is_one_over_people_where_they_are_known():
+    rng = np.random.default_rng(0)
+    scores, same, people, _ = samples.scored(rng, P=40, N=600, effect=1.0)
+    a = {"scores": scores, "same": same, "people": people}
+    far, tar, low, high = figures._operating(a)
+    assert np.all((low >= 0) & (low <= tar) & (tar <= high) & (high <= 1))
+    few = figures._thinned(far, np.flatnonzero(far < 1), figures._BANDED)
+    assert 20 < len(few) < len(far)
+    for k in few[::5]:
+        found = bootstrap.people_tar(scores, same, people, far=far[k])
+        assert (low[k], tar[k], high[k]) == pytest.approx(
+            (found.low, found.value, found.high)
+        )
+    del a["people"]
+    alone = figures._operating(a)
+    assert np.mean(high - low) > 1.1 * np.mean(alone[3] - alone[2])
+    for given, words in ((people, "interval, point"), (None, "of independent pairs")):
+        kept = a | ({} if given is None else {"people": given})
+        drawn = figures.roc({"a": types.Result({}, kept)})
+        assert words in drawn.says
 
 
 def test_training_is_drawn(full):

@@ -18,10 +18,11 @@ import numpy as np
 from matplotlib import figure, ticker
 
 from jaxface import page, types
-from jaxface.eval import curves, intervals, robustness
+from jaxface.eval import bootstrap, curves, dyads, intervals, robustness
 
 Results = Mapping[str, types.Result]
 _POINTS = 400  # of a curve at most: what a page can show and a browser bears
+_BANDED = 32  # of them with an interval over people, which is interpolated between
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,9 @@ def roc(results: Results) -> Drawing:
     _plain(axes.xaxis)
     _legend(axes, lines, "lower right")
     said = {run: f"AUC {_measured(r, 'auc', curves.auc)}" for run, r in results.items()}
-    return Drawing("roc", drawing, f"{_each(said)}; {_pairs(results)}.{_BAND}")
+    return Drawing(
+        "roc", drawing, f"{_each(said)}; {_pairs(results)}.{_band_of(results)}"
+    )
 
 
 def det(results: Results) -> Drawing:
@@ -96,8 +99,8 @@ def det(results: Results) -> Drawing:
     _plain(axes.xaxis, axes.yaxis)
     _legend(axes, lines, "upper right")
     said = {run: f"EER {_measured(r, 'eer', curves.eer)}" for run, r in results.items()}
-    text = f"{_each(said)}, on the dotted diagonal; {_pairs(results)}.{_BAND}"
-    return Drawing("det", drawing, text)
+    text = f"{_each(said)}, on the dotted diagonal; {_pairs(results)}."
+    return Drawing("det", drawing, text + _band_of(results))
 
 
 def histogram(result: types.Result, run: str, *, kind: str) -> Drawing:
@@ -316,14 +319,39 @@ _DRAWN: dict[str, Callable[[Results], Drawing]] = {
 
 def _operating(a: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     """Return (far, tar, low, high), the best TAR of each FAR above nought."""
-    far, tar, _ = curves.roc(a["scores"], a["same"])
+    curve = curves.roc(a["scores"], a["same"])
+    far, tar, _ = curve
     best = np.flatnonzero(np.append(np.diff(far) > 0, True) & (far > 0))
-    if len(best) > _POINTS:
-        wanted = np.geomspace(far[best[0]], 1, _POINTS)
-        best = best[np.unique(np.searchsorted(far[best], wanted * (1 - 1e-12)))]
-    n = int(np.sum(a["same"]))
-    low, high = intervals.wilson(np.rint(tar[best] * n).astype(np.int64), n)
+    best = _thinned(far, best, _POINTS)
+    few = _thinned(far, best[far[best] < 1], _BANDED)
+    if "people" in a and len(few):
+        who = dyads.Dyads(a["people"], a["same"])
+        ends = [
+            bootstrap.people_tar(a["scores"], a["same"], who, far=x, curve=curve)
+            for x in far[few].tolist()
+        ]
+        at, known = np.log(far[best]), np.log(far[few])
+        low = np.minimum(np.interp(at, known, [r.low for r in ends]), tar[best])
+        high = np.maximum(np.interp(at, known, [r.high for r in ends]), tar[best])
+    else:
+        n = int(np.sum(a["same"]))
+        low, high = intervals.wilson(np.rint(tar[best] * n).astype(np.int64), n)
     return far[best], tar[best], low, high
+
+
+def _thinned(far: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:
+    """Return at most `count` of some places of a curve, evenly on a log scale."""
+    if len(at) <= count:
+        return at
+    wanted = np.geomspace(far[at[0]], far[at[-1]], count)
+    return at[np.unique(np.searchsorted(far[at], wanted * (1 - 1e-12)))]
+
+
+def _band_of(results: Results) -> str:
+    """Say what the bands of `_operating` are."""
+    if all("people" in r.artefacts for r in results.values()):
+        return _BAND
+    return " Band: 95 % interval of independent pairs, point by point."
 
 
 def _measured(result: types.Result, name: str, measure: Callable[..., float]) -> str:
