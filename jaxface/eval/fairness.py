@@ -89,7 +89,8 @@ class Evaluator:
             accuracy_gap and error_ratio (RFW's skewed error ratio) of k-fold accuracy;
             `tar:NAME`, `far:NAME`, `accuracy:NAME` with intervals, `pairs:NAME`;
             pairs, across, groups, threshold. Artefacts: group [G] names, group_tar,
-            group_far, each with _low and _high, group_pairs; scores, same, group_of.
+            group_far, each with _low and _high, group_pairs; scores, same, people,
+            group_of.
 
         Raises:
             ValueError: on embeddings that are not finite, are zero, or not [n, D].
@@ -128,6 +129,7 @@ class Evaluator:
                 "group_of": group,
                 "scores": scores,
                 "same": same,
+                "people": np.asarray(pairs.people),
             },
         )
 
