@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxface import types
-from jaxface.eval import fairness
+from jaxface.eval import bootstrap, fairness
 
 # 10 genuine and 10 impostor pairs of each group; how many pass 60 degrees
 GENUINE, IMPOSTOR = {"a": 9, "b": 6}, {"a": 1, "b": 3}
@@ -49,7 +49,18 @@ def test_gaps_and_ratios_by_hand():
     assert s["discrepancy"] == pytest.approx(1 - (0.3 + 0.2) / 2)
     # 50 degrees tell apart what they can: 9 + 9 and 6 + 7 of 20 are right
     assert (s["accuracy:a"], s["accuracy:b"]) == pytest.approx((0.9, 0.65))
+    assert s["accuracy_gap"] == pytest.approx(0.25)
     assert s["error_ratio"] == pytest.approx(3.5)
+    joint = [  # both groups at once: 97.5 % each
+        bootstrap.people_interval(
+            np.arange(20) < right, groups.pairs.people[:20], level=0.975
+        )
+        for right in (18, 13)
+    ]
+    worst = joint[0][1] - joint[1][0]
+    assert s["accuracy_gap_high"] == pytest.approx(worst, abs=0.02)
+    assert s["accuracy_gap_low"] == max(0, joint[0][0] - joint[1][1]) == 0
+    assert 1 <= s["error_ratio_low"] < 3.5 < s["error_ratio_high"]
     assert found.artefacts["group"].tolist() == ["a", "b"]
     np.testing.assert_allclose(found.artefacts["group_tar"], [0.9, 0.6])
     assert found.artefacts["group_pairs"].tolist() == [20, 20]

@@ -84,9 +84,10 @@ class Evaluator:
         Returns:
             Scalars: tar_gap (largest less smallest TAR), far_gap, equalised_odds (the
             larger of both, Hardt et al. 2016), each with an interval; far_ratio
-            (largest by smallest) and far_inequity (largest by geometric mean, Grother
-            2022) where every group has a false accept; discrepancy (`_discrepancy`);
-            accuracy_gap and error_ratio (RFW's skewed error ratio) of k-fold accuracy;
+            (largest by smallest) with one and far_inequity (largest by geometric mean,
+            Grother 2022) where every group has a false accept; discrepancy
+            (`_discrepancy`); accuracy_gap and error_ratio (RFW's skewed error ratio,
+            where every group has an error) of k-fold accuracy, with intervals;
             `tar:NAME`, `far:NAME`, `accuracy:NAME` with intervals, `pairs:NAME`;
             pairs, across, groups, threshold. Artefacts: group [G] names, group_tar,
             group_far, each with _low and _high, group_pairs; scores, same, people,
@@ -103,12 +104,12 @@ class Evaluator:
         tables = dict[str, np.ndarray]()
         for name, kind in zip(_RATES, (same, ~same), strict=True):
             tables[name] = self._table(scores >= threshold, kind)
-        exact = [self._accuracy(scores, g) for g in range(G)]
-        scalars = _differences(tables, np.array([e.value for e in exact]))
+        exact = self._exact(scores)
+        scalars = _differences(tables, exact)
         for g, name in enumerate(self.groups.names):
             for rate, table in tables.items():
                 scalars |= _rate(table[g, :3]).named(f"{rate[6:]}:{name}")
-            scalars |= exact[g].named(f"accuracy:{name}")
+            scalars |= _rate(exact[g, :3]).named(f"accuracy:{name}")
             scalars[f"pairs:{name}"] = int(np.sum(group == g))
         scalars |= {
             "pairs": len(pairs),
@@ -146,27 +147,30 @@ class Evaluator:
             rows.append([accepted[own].mean(), *ends[0], *ends[1]])
         return np.array(rows)
 
-    def _accuracy(self, scores: np.ndarray, g: int) -> intervals.Rate:
-        """Return the k-fold accuracy of one group, as RFW is judged."""
-        pairs, own = self.groups.pairs, self.groups.group == g
-        _, fold = np.unique(pairs.fold[own], return_inverse=True)
-        found = folds.kfold_accuracy(scores[own], np.asarray(pairs.same[own]), fold)
-        ends = bootstrap.people_interval(found.correct, pairs.people[own])
-        return intervals.Rate(found.mean, *ends)
+    def _exact(self, scores: np.ndarray) -> np.ndarray:
+        """Return `_table`'s [G, 5] of the k-fold accuracy, by which RFW judges."""
+        pairs, G = self.groups.pairs, len(self.groups.names)
+        correct, mean = np.zeros(len(pairs), bool), np.zeros(G)
+        for g in range(G):
+            own = self.groups.group == g
+            _, fold = np.unique(pairs.fold[own], return_inverse=True)
+            found = folds.kfold_accuracy(scores[own], np.asarray(pairs.same[own]), fold)
+            correct[own], mean[g] = found.correct, found.mean
+        table = self._table(correct, np.ones(len(pairs), bool))
+        return np.column_stack([mean, table[:, 1:]])
 
 
-def _differences(
-    tables: dict[str, np.ndarray], accuracy: np.ndarray
-) -> dict[str, float]:
-    """Return gaps and ratios of groups, accuracy [G] being theirs by folds."""
+def _differences(tables: dict[str, np.ndarray], exact: np.ndarray) -> dict[str, float]:
+    """Return gaps and ratios of groups, the last of their accuracy by folds."""
     gaps = [_gap(tables[rate]) for rate in _RATES]
     scalars = gaps[0].named("tar_gap") | gaps[1].named("far_gap")
     scalars |= _rate(np.max(gaps, axis=0)).named("equalised_odds")
     scalars |= _ratios(tables["group_far"])
     scalars["discrepancy"] = _discrepancy(tables)
-    scalars["accuracy_gap"] = float(np.ptp(accuracy))
-    if accuracy.max() < 1:
-        scalars["error_ratio"] = float((1 - accuracy.min()) / (1 - accuracy.max()))
+    scalars |= _gap(exact).named("accuracy_gap")
+    errors = 1 - exact[:, [0, 2, 1, 4, 3]]  # what bounds accuracy above, these below
+    if errors[:, 0].all():
+        scalars |= _ratio(errors).named("error_ratio")
     return scalars
 
 
@@ -182,7 +186,7 @@ def _gap(table: np.ndarray) -> intervals.Rate:
 
 def _ratios(table: np.ndarray) -> dict[str, float]:
     """Return ratios of false accept rates, none where a group has no false accept."""
-    rate, low, high = table[:, 0], table[:, 3], table[:, 4]
+    rate = table[:, 0]
     if not rate.all():
         logging.info(
             "ratios of FAR are left out: %d of %d groups have no false accept",
@@ -192,12 +196,16 @@ def _ratios(table: np.ndarray) -> dict[str, float]:
         return {}
     # Grother, NISTIR 8429 (2022): the largest by the geometric mean
     inequity = rate.max() / np.exp(np.log(rate).mean())
-    return {
-        "far_ratio": rate.max() / rate.min(),
-        "far_ratio_low": max(1.0, low.max() / high.min()),
-        "far_ratio_high": high.max() / low.min(),
-        "far_inequity": inequity,
-    }
+    return _ratio(table).named("far_ratio") | {"far_inequity": inequity}
+
+
+def _ratio(table: np.ndarray) -> intervals.Rate:
+    """Return the largest by the smallest rate, and its joint interval."""
+    rate, low, high = table[:, 0], table[:, 3], table[:, 4]
+    ratio, least = rate.max() / rate.min(), low.max() / high.min()
+    return intervals.Rate(
+        float(ratio), float(max(1.0, least)), float(high.max() / low.min())
+    )
 
 
 def _discrepancy(tables: dict[str, np.ndarray]) -> float:
