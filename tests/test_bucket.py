@@ -75,6 +75,43 @@ def test_a_run_in_a_bucket_is_one_on_a_disk(tmp_path):
     assert shown == want
 
 
+DAMAGE = """
+import sys
+from etils import epath
+def files(folder):
+    for path in folder.iterdir():
+        yield from files(path) if path.is_dir() else [path]
+largest = max(files(epath.Path(sys.argv[1])), key=lambda path: path.stat().length)
+content = bytearray(largest.read_bytes())
+content[len(content) // 2] ^= 255
+largest.write_bytes(bytes(content))
+"""
+
+
+@pytest.mark.slow  # six processes
+def test_two_processes_in_a_bucket_set_a_damaged_checkpoint_aside(tmp_path):
+    def trained(workdir, env):
+        command = [sys.executable, "launch/local.py", "-n", "2", "--grace=20", "--"]
+        command += ["launch/train.py", f"--workdir={workdir}", *RUN[:1], *RUN[2:]]
+        command += ["--config.train.length=40 steps"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stderr
+
+    with bucket.served("faces") as env:
+        place = "gs://faces/runs/two"
+        trained(place, env)
+        command = [sys.executable, "-c", DAMAGE, f"{place}/checkpoints/40"]
+        subprocess.run(command, check=True, env=os.environ | env)
+        told = trained(place, env)
+        assert f"{place}/checkpoints/40 is now {place}/checkpoints/damaged-40-1" in told
+        rows = content(f"{place}/metrics.jsonl", env)
+    trained(tmp_path / "run", {})
+    assert rows == (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
 READ = """
 import pathlib, sys
 sys.path.insert(0, "tests")
