@@ -230,6 +230,11 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _range(c, "optim.lr", 0, math.inf)
     _range(c, "eval.share", 1e-6, 1)
     multipliers(c.optim.multipliers)
+    if c.data.processes and c.data.service:
+        raise ValueError(
+            f"data.processes={c.data.processes} and data.service={c.data.service!r}"
+            " both make the batches; wanted one of them"
+        )
     if c.init.head == "grow" and not c.init.workdir:
         raise ValueError("init.head='grow' has no head to grow; set init.workdir")
     for key in (

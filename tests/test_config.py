@@ -47,6 +47,7 @@ def test_an_unknown_key_names_the_nearest():
         ("optim.ema", 1.0, "optim.ema is 1.0"),
         ("optim.sam", -0.1, "optim.sam is -0.1; wanted 0"),
         ("train.microbatches", 0, "train.microbatches is 0; wanted 1"),
+        ("data.processes", -1, "data.processes is -1; wanted 0"),
     ],
 )
 def test_validation_names_key_value_and_choices(key, value, match):
@@ -68,6 +69,13 @@ def test_saving_and_reading_is_the_identity():
     again = config.loads(config.dumps(c))
     assert config.dumps(again) == config.dumps(c)
     assert not config.differences(c, again)
+
+
+def test_batches_are_made_by_one_kind_of_others():
+    c = config.base()
+    c.data.processes, c.data.service = 2, "workers(('a:1',), key='k')"
+    with pytest.raises(ValueError, match=r"data.processes=2 and data.service=.*one of"):
+        config.validate(c)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"eval": {"sets": {}}, "new": 1}'])

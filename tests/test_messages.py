@@ -72,8 +72,10 @@ def test_a_message_comes_back_one_after_another():
         b'[{}, {"x": ["uint8", [9999999999, 9999999999]]}]',
         b'[{}, {"x": [["uint8"], [2]]}]',
         b'[{}, {"x": ["uint8", 2]}]',
+        b'[{}, {"x": ["uint8", {}]}]',
+        b'[{}, {"x": ["uint8", [1, 1, 1, 1, 1, 1, 1, 1, 1]]}]',
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_what_nobody_sent_is_refused(text):
     with pytest.raises(ValueError, match="a message that cannot be read"):

@@ -63,7 +63,8 @@ def receive(line: socket.socket) -> tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def _size(kind: Any, shape: Any) -> int:
-    if kind not in KINDS or not all(type(n) is int and n >= 0 for n in shape):
+    whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    if kind not in KINDS or not whole or len(shape) > 8:
         raise ValueError(f"an array of {kind!r:.20} {shape!r:.80}")
     return math.prod(shape) * np.dtype(kind).itemsize
 

@@ -356,7 +356,7 @@ def _greet(
 
 
 def _why(error: BaseException) -> str:
-    silent = isinstance(error, BlockingIOError)  # what `_bounded` leads to
+    silent = isinstance(error, BlockingIOError)  # what `messages.bound` leads to
     return "silent for too long" if silent else str(error) or type(error).__name__
 
 
