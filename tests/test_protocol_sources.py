@@ -81,7 +81,7 @@ def test_distractors_are_enrolled_and_nobody(tmp_path):
     assert (len(enrolled), nobody.sum(), len(probes)) == (9, 6, 3)
     assert len(set(t.person[enrolled])) == 9
     images = found.templates.images
-    assert images.name(6) == str(tmp_path / "x" / "0.png")
+    assert images.name(6) == f"distractors:{tmp_path / 'x' / '0.png'}"
     assert images.read(11)[1] == 3 + 2
     assert (len(images), images.num_classes) == (12, 6)
     blue = dataclasses.replace(faces, color="bgr")

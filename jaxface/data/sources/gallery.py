@@ -13,56 +13,10 @@ IJCB 2014.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
-from jaxface import spec, types
-from jaxface.data import sources
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """Sources one after the other, as one; labels go on where the last ended."""
-
-    parts: tuple[types.Source, ...]
-
-    def __post_init__(self) -> None:
-        if len({part.color for part in self.parts}) > 1:
-            raise ValueError(
-                f"sources of colours {[part.color for part in self.parts]}; wanted one"
-            )
-
-    @property
-    def color(self) -> str:
-        """Return the channel order of all."""
-        return self.parts[0].color
-
-    @property
-    def num_classes(self) -> int:
-        """Return the number of labels of all."""
-        return sum(part.num_classes for part in self.parts)
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-    def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
-        """Return (image, label) of image i."""
-        k, i = self._find(i)
-        image, label = self.parts[k].read(i)
-        return image, label + sum(part.num_classes for part in self.parts[:k])
-
-    def name(self, i: int) -> str:
-        """Return where image i came from."""
-        k, i = self._find(i)
-        return self.parts[k].name(i)
-
-    def _find(self, i: int) -> tuple[int, int]:
-        for k, part in enumerate(self.parts):
-            if i < len(part):
-                return k, i
-            i -= len(part)
-        raise IndexError(i)
+from jaxface import types
+from jaxface.data.sources import merged
 
 
 def search(
@@ -148,8 +102,8 @@ def singles(
 
 def _joined(source: types.Source, line: str) -> tuple[types.Source, int]:
     """Return a source and another's line as one, and how long they are."""
-    other = spec.flow(line, (sources,), kind="source", names=("Source",))
-    return Chain((source, other)), len(source) + len(other)
+    both = merged.Source({"source": source, "distractors": line})
+    return both, len(both)
 
 
 def labels_of(source: types.Source) -> np.ndarray:

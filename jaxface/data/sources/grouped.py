@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxface import spec, types
 from jaxface.data import sources
-from jaxface.data.sources import gallery
+from jaxface.data.sources import merged
 
 
 def groups(sets: Mapping[str, str | types.Pairs]) -> types.Groups:
@@ -30,27 +30,27 @@ def groups(sets: Mapping[str, str | types.Pairs]) -> types.Groups:
     if not isinstance(sets, Mapping) or not sets:
         raise ValueError(f"grouped got {sets!r}; wanted {{name: line of pairs, ...}}")
     lists = [_opened(pairs) for pairs in sets.values()]
-    images = people = 0
+    start = people = 0
     moved: list[tuple[np.ndarray, ...]] = []
     for k, pairs in enumerate(lists):
         _, who = np.unique(pairs.people, return_inverse=True)
         who = who.reshape(-1, 2)
         moved.append(
             (
-                pairs.left + images,
-                pairs.right + images,
+                pairs.left + start,
+                pairs.right + start,
                 np.asarray(pairs.same, bool),
                 pairs.fold,
                 who + people,
                 np.full(len(pairs), k),
             )
         )
-        images, people = images + len(pairs.images), people + int(who.max()) + 1
+        start, people = start + len(pairs.images), people + int(who.max()) + 1
     left, right, same, fold, who, group = (
         np.concatenate(column) for column in zip(*moved, strict=True)
     )
-    chain = gallery.Chain(tuple(pairs.images for pairs in lists))
-    pairs = types.Pairs(chain, left, right, same, fold, who)
+    images = merged.Source({k: p.images for k, p in zip(sets, lists, strict=True)})
+    pairs = types.Pairs(images, left, right, same, fold, who)
     return types.Groups(pairs, group, tuple(sets))
 
 
