@@ -39,6 +39,8 @@ _EITHER = re.compile(r"\b(?:true|false)_computation=%?([\w.-]+)")
 _TURNS = re.compile(r'known_trip_count[^}]*?"?n"?\s*:\s*"?(\d+)')
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)?\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+# JAX 0.12: mesh['data'=2,'class'=4] {'class'}, or half of an axis, {'class':(1)2}
+_ALONG = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 # TPU spreads one over the computations that run meanwhile; its first part says -1.
 _LATER_PART = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
 _COUNT = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
@@ -184,6 +186,10 @@ def _group(line: str, everyone: int) -> int:
     iota, listed = _IOTA.search(line), _LISTED.search(line)
     if iota:
         return int(iota.group(2))
+    if along := _ALONG.search(line):
+        size = dict(re.findall(r"'([^']+)'=(\d+)", along.group(1)))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", along.group(2))
+        return math.prod(int(part or size[axis]) for axis, part in axes)
     if listed and listed.group(1):
         return max(len(g.split(",")) for g in listed.group(1).split("},{"))
     return everyone

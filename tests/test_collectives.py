@@ -68,6 +68,17 @@ def test_a_program_by_hand():
     assert found[2].shapes == ("f32[6]", "s8[2]")
 
 
+@pytest.mark.parametrize(
+    ("axes", "group"),
+    [("'data'", 2), ("'class'", 4), ("'data','class'", 8), ("'class':(1)2", 2)],
+)
+def test_groups_along_axes_of_a_mesh(axes, group):  # as JAX 0.12 writes them
+    line = f"replica_groups=mesh['data'=2,'class'=4] {{{axes}}}, dimensions={{0}}"
+    found = collectives.read(HAND.replace("replica_groups=[2,2]<=[4]", line))
+    assert found[1].kind == "all-gather"
+    assert found[1].group == group
+
+
 def test_a_loop_of_unknown_length_is_an_error():
     turns = '"known_trip_count":{"n":"5"}'
     with pytest.raises(ValueError, match="unknown length"):
