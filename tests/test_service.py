@@ -255,9 +255,11 @@ def test_processes_of_this_machine_give_its_batches_until_one_is_lost():
     c.data.processes = 2
     loader = assembly.build(c).loader(3)
     found = iter(loader)
-    first = next(found)
     for pid in ids(loader):  # what a scheduler sends to all; the trainer still saves
         os.kill(pid, signal.SIGTERM)
+    first = next(found)
+    for pid in ids(loader):
+        os.kill(pid, signal.SIGINT)
     same([first, *itertools.islice(found, 3)], plain)
     os.kill(ids(loader)[0], signal.SIGKILL)
     with pytest.raises(OSError, match=r"process \d+, .* was lost at step .* resumes"):

@@ -29,7 +29,7 @@ import socket
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent import futures
-from multiprocessing import AuthenticationError, connection, util
+from multiprocessing import AuthenticationError, connection, resource_tracker, util
 from typing import Any
 
 from absl import logging
@@ -38,6 +38,7 @@ from jaxface import types
 from jaxface.data import messages
 
 _GREETING = 10.0  # seconds a side may be silent until both know each other
+_TRAINERS = (signal.SIGINT, signal.SIGTERM)  # it saves then, and wants batches still
 _LOST = (EOFError, OSError, AuthenticationError)
 
 
@@ -138,22 +139,25 @@ def started(
     """
     context = multiprocessing.get_context("spawn")
     lines, processes = {}, []
-    for ask in _asks(about, start_step, count, host, hosts):
-        ours, theirs = socket.socketpair()
-        process = context.Process(target=_made, args=(theirs, ask, open_loader))
-        process.start()
-        theirs.close()  # so that the end of one side is seen by the other
-        lines[f"process {process.pid}"] = ours
-        processes.append(process)
+    resource_tracker.ensure_running()  # later it would unblock the signals
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS)  # and theirs for good
+    try:
+        for ask in _asks(about, start_step, count, host, hosts):
+            ours, theirs = socket.socketpair()
+            process = context.Process(target=_made, args=(theirs, ask, open_loader))
+            process.start()
+            theirs.close()  # so that the end of one side is seen by the other
+            lines[f"process {process.pid}"] = ours
+            processes.append(process)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
     return Loader(lines, start_step=start_step, processes=processes)
 
 
 def _made(
     line: socket.socket, ask: Ask, open_loader: Callable[[Ask], types.Batches]
 ) -> None:
-    """Be a process of `started`: it goes with its trainer, and no signal before."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the trainer saves, and wants batches
+    """Be a process of `started`: it goes with its trainer."""
     with contextlib.suppress(ConnectionError):  # it has hung up
         _pour(line, ask, open_loader)
 
