@@ -62,7 +62,8 @@ def search(
     parts = [(np.arange(n), np.arange(n), labels)]  # every image by itself
     other = np.arange(n, n)
     if distractors:
-        source, size = _joined(source, distractors)
+        source = merged.Source({"source": source, "distractors": distractors})
+        size = len(source)
         other = np.arange(n, size)
         parts.append((other, other, int(people.max()) + 1 + other))
     drawn = list[tuple[np.ndarray, np.ndarray]]()
@@ -98,12 +99,6 @@ def singles(
     rows = np.arange(len(image))
     weight = np.ones(len(image), np.float32)
     return types.Templates(images, image, template, rows, weight, person)
-
-
-def _joined(source: types.Source, line: str) -> tuple[types.Source, int]:
-    """Return a source and another's line as one, and how long they are."""
-    both = merged.Source({"source": source, "distractors": line})
-    return both, len(both)
 
 
 def labels_of(source: types.Source) -> np.ndarray:
