@@ -28,7 +28,7 @@ _DRAWN = 1 << 22  # redrawn people held at a time
 
 def people_interval(
     correct: np.ndarray,
-    people: np.ndarray,
+    people: np.ndarray | dyads.Dyads,
     *,
     level: float = 0.95,
     replicates: int = 1000,
@@ -38,7 +38,8 @@ def people_interval(
 
     Args:
         correct: [N] bool (or 0/1), the outcome of each pair.
-        people: [N, 2] person ids; equal ids make a pair of one person.
+        people: [N, 2] person ids; equal ids make a pair of one person; or their
+            `dyads.Dyads`, of one group.
         level: confidence in (0, 1).
         replicates: bootstrap draws.
         seed: of the draws.

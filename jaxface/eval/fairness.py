@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.eval import bootstrap, curves, folds, intervals, verification
+from jaxface.eval import bootstrap, curves, dyads, folds, intervals, verification
 
 _RATES = ("group_tar", "group_far")
 
@@ -140,8 +140,9 @@ class Evaluator:
         rows = []
         for g in range(G):
             own = kind & (self.groups.group == g)
+            who = dyads.Dyads(people[own])
             ends = [
-                bootstrap.people_interval(accepted[own], people[own], level=level)
+                bootstrap.people_interval(accepted[own], who, level=level)
                 for level in (0.95, 1 - 0.05 / G)
             ]
             rows.append([accepted[own].mean(), *ends[0], *ends[1]])
