@@ -276,7 +276,7 @@ class Run:
         made = functools.partial(_made, loader=c.loader, workers=c.workers or 1)
         return service.started(made, about, count=c.processes, start_step=start, **here)
 
-    def served(self, ask: service.Ask) -> Batches:
+    def served(self, ask: service.Ask, memory: stream.Memory) -> Batches:
         """Return the batches that a trainer asks for, here or on another machine."""
         ours = config.batches(self.config)
         if ask.about != ours:
@@ -285,7 +285,7 @@ class Run:
                 f" {ours}; start both with the same recipe"
             )
         every = self._stream(host=ask.host, hosts=ask.hosts)
-        return self._loader(every.strided(ask.first, ask.every), 0)
+        return self._loader(every.strided(ask.first, ask.every, memory), 0)
 
     def _stream(self, *, host: int, hosts: int) -> stream.Stream:
         c = self.config.data
@@ -407,12 +407,14 @@ def build(
     return run
 
 
-def _made(ask: service.Ask, *, loader: str, workers: int) -> Batches:
+def _made(
+    ask: service.Ask, memory: stream.Memory, *, loader: str, workers: int
+) -> Batches:
     """Make batches in a process of `service.started`."""
     jax.config.update("jax_platforms", "cpu")  # the accelerator is the trainer's
     c = config.of_batches(ask.about)
     c.data.loader, c.data.workers, c.mesh.devices = loader, workers, 1
-    return build(c, for_training=False).served(ask)
+    return build(c, for_training=False).served(ask, memory)
 
 
 def flow(line: str) -> Any:

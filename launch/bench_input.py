@@ -301,9 +301,11 @@ def _order(source: str, line: str, batch: int) -> stream.Stream:
     )
 
 
-def _made(ask: service.Ask, *, source: str, line: str, batch: int) -> types.Batches:
-    every = _order(source, line, batch)
-    return host.Loader(every.strided(ask.first, ask.every), workers=1)
+def _made(
+    ask: service.Ask, memory: stream.Memory, *, source: str, line: str, batch: int
+) -> types.Batches:
+    every = _order(source, line, batch).strided(ask.first, ask.every, memory)
+    return host.Loader(every, workers=1)
 
 
 def finisher(line: str) -> Callable[[types.Batch], jax.Array]:

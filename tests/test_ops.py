@@ -283,6 +283,24 @@ def test_plain_jpeg_is_the_same_in_tensorflow(mode, options):
     assert np.abs(theirs.astype(int) - decode.pixels(data)).max() <= 1
 
 
+def test_what_was_met_before_changes_nothing_about_a_header():
+    files = [data for kind, data, _ in odd_images() if kind == "exif jpeg"]
+    files += [
+        encoded(picture(*size), "JPEG", quality=quality, **options)
+        for size in [(61, 43), (43, 61)]
+        for quality in (50, 90)
+        for options in ({}, {"progressive": True}, {"optimize": True})
+    ]
+    files += [data[:300] for data in files]
+    alone = []
+    for data in files:
+        decode.plain_size(encoded(picture(8, 8), "JPEG"))
+        alone.append(decode.plain_size(data))
+    assert alone[1] == (61, 43)
+    for i in np.random.default_rng(0).integers(len(files), size=400):
+        assert decode.plain_size(files[i]) == alone[i]
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_plain_png_is_the_same_in_tensorflow(mode):
     data = encoded(np.asarray(Image.fromarray(picture()).convert(mode)))

@@ -124,6 +124,29 @@ def test_our_frames_are_those_of_the_independent_writer(parts):
     assert records.read(b"pad!" + sets.frames(record) + b"more", 4) == record
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.data())
+def test_an_image_is_what_its_unpacked_record_holds(data):
+    labels = data.draw(st.one_of(st.integers(0, 9), st.lists(st.integers(0, 9))))
+    if labels == []:
+        labels = 0
+    image = b"".join(data.draw(st.lists(st.sampled_from([sets.WORD, b"x", b"1234"]))))
+    file = bytearray(b"pad!" + sets.frames(sets.header(labels) + image) + b"more")
+    for at in data.draw(st.lists(st.integers(0, len(file) - 1), max_size=2)):
+        file[at] = data.draw(st.integers(0, 255))
+
+    def told(read):
+        try:
+            return read(bytes(file), 4)
+        except ValueError as error:
+            return str(error)
+
+    wanted, found = told(records.unpacked), told(records.image_at)
+    if not isinstance(wanted, str):
+        wanted = float(wanted[0][0]), wanted[1]
+    np.testing.assert_equal(found, wanted)  # NaN is NaN
+
+
 def test_identities_beyond_what_float32_holds_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(recordio, "_EXACT", 8)
     found = sets.insightface(PEOPLE)

@@ -33,11 +33,11 @@ def started(count, module=host, records=None, clients=1):
     """Addresses of workers that run in threads of their own."""
     records = mixed() if records is None else records
 
-    def open_loader(ask):
+    def open_loader(ask, memory):
         if ask.about != "faces":
             raise ValueError(f"no {ask.about} here")
         whole = stream_of(records, ask.host, ask.hosts)
-        return module.Loader(whole.strided(ask.first, ask.every))
+        return module.Loader(whole.strided(ask.first, ask.every, memory))
 
     addresses = []
     for _ in range(count):

@@ -35,6 +35,8 @@ _ORIENTATION = 0x0112
 _JPEG = b"\xff\xd8"
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Huffman coded
 _JPEG_SCAN, _JPEG_APP1 = 0xDA, 0xE1
+_Header = tuple[bytes, tuple[int, int] | None]
+_met: list[_Header] = [(_PNG, None)]  # the last JPEG header, to its scan, and its size
 
 # What Pillow's parsers raise on a damaged file.
 _DAMAGE = (
@@ -165,6 +167,9 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    header, size = _met[0]  # images of one writer begin alike, byte for byte
+    if data.startswith(header):
+        return size
     at, size = 2, None
     while data[at] == 0xFF and (marker := data[at + 1]) != _JPEG_SCAN:
         if marker in _JPEG_FRAMES:
@@ -175,6 +180,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
         elif marker == _JPEG_APP1 and _is_turned(data):  # EXIF or XMP
             return None
         at += 2 + (data[at + 2] << 8) + data[at + 3]
+    _met[0] = data[: at + 2], size
     return size
 
 

@@ -29,6 +29,8 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)  # kinds of a frame
 MAX_LENGTH = 2**29 - 1
 _FRAME = struct.Struct("<4sI")
 _HEADER = struct.Struct("<IfQQ")
+_IMAGE = struct.Struct("<4sIIfQQ")  # both
+_LABEL = struct.Struct("<f")
 
 _BLOCK = 1 << 18  # with what is made of it, this stays in the cache
 _LINE = re.compile(rb"\d{1,18}\t\d{1,18}")
@@ -156,6 +158,23 @@ def unpacked(data: mmap.mmap | bytes, at: int) -> tuple[np.ndarray, bytes]:
         return unpack(record)
     except ValueError as error:
         raise ValueError(f"byte {at}: {error}") from None
+
+
+def image_at(data: mmap.mmap | bytes, at: int) -> tuple[float, bytes]:
+    """Return (first label, image) of the record at a byte, as `unpacked` would.
+
+    Raises:
+        ValueError: if there is none, or it is damaged, with its byte.
+    """
+    if 0 <= at <= len(data) - _IMAGE.size:
+        magic, word, flag, label, _, _ = _IMAGE.unpack_from(data, at)
+        image, end = at + _IMAGE.size + 4 * flag, at + _FRAME.size + word
+        if magic == MAGIC and word <= MAX_LENGTH and image <= end <= len(data):
+            if flag:
+                (label,) = _LABEL.unpack_from(data, at + _IMAGE.size)
+            return label, data[image:end]
+    labels, rest = unpacked(data, at)
+    return float(labels[0]), rest
 
 
 def labels_at(

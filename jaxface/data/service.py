@@ -11,8 +11,9 @@ step.
     serve(listen("0.0.0.0:7070"), secret, open_loader)           # on every other one
     loader = workers(("a:7070", "b:7070"), key="secret.txt")(about, start_step=500)
 
-Messages are JSON and bytes of arrays, nothing that runs; both sides of a network prove
-that they know the secret (`multiprocessing.connection`), and are not encrypted.
+Processes of this machine make images in memory that both sides see (`shared`). Over a
+network go JSON and bytes of arrays, nothing that runs; both sides prove that they know
+the secret (`multiprocessing.connection`), and are not encrypted.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ from concurrent import futures
 from multiprocessing import AuthenticationError, connection, resource_tracker, util
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from jaxface import types
-from jaxface.data import messages
+from jaxface.data import messages, shared
+from jaxface.data import stream as streams
 
 _GREETING = 10.0  # seconds a side may be silent until both know each other
 _TRAINERS = (signal.SIGINT, signal.SIGTERM)  # it saves then, and wants batches still
+_Message = tuple[dict[str, Any], dict[str, np.ndarray]]
+_Batches = Generator[_Message, None, None]
 _LOST = (EOFError, OSError, AuthenticationError)
 
 
@@ -61,6 +66,9 @@ class Ask:
     hosts: int
 
 
+OpenLoader = Callable[[Ask, streams.Memory], types.Batches]
+
+
 class Loader:
     """Endless training batches from workers; as `host.Loader`, `bad` included."""
 
@@ -69,6 +77,7 @@ class Loader:
         lines: dict[str, socket.socket],
         *,
         start_step: int = 0,
+        shares: bool = False,
         processes: Sequence[Any] = (),
     ):
         """Listen.
@@ -77,15 +86,17 @@ class Loader:
             lines: by the name of each worker, the k-th of which makes the batches of
                 steps start_step + k, start_step + k + n, ...
             start_step: the first step.
+            shares: the workers share memory, see `shared`.
             processes: of this machine, which end with the loader.
         """
         self.bad: dict[str, str] = {}
         self._names, self._lines = list(lines), list(lines.values())
+        self._receive = [_receiver(line, shares=shares) for line in self._lines]
         self._start = start_step
         # also where nobody calls `close`: Python waits for its processes at the end
         self._end = util.Finalize(self, _ended, args=[processes], exitpriority=0)
         self._pool = futures.ThreadPoolExecutor(len(lines), "jaxface-service")
-        self._coming = [self._pool.submit(messages.receive, x) for x in self._lines]
+        self._coming = [self._pool.submit(receive) for receive in self._receive]
 
     def __iter__(self) -> Iterator[types.Batch]:
         step = self._start
@@ -100,7 +111,7 @@ class Loader:
                 ) from None
             except ValueError as error:
                 raise ValueError(f"{self._names[k]} at step {step}: {error}") from None
-            self._coming[k] = self._pool.submit(messages.receive, self._lines[k])
+            self._coming[k] = self._pool.submit(self._receive[k])
             self.bad |= _bad(told, step=step, where=self._names[k])
             yield batch
             step += 1
@@ -118,8 +129,14 @@ class Loader:
         self._end()
 
 
+def _receiver(line: socket.socket, *, shares: bool) -> Callable[[], _Message]:
+    if shares:
+        return shared.Receiver(line).receive
+    return functools.partial(messages.receive, line)
+
+
 def started(
-    open_loader: Callable[[Ask], types.Batches],
+    open_loader: OpenLoader,
     about: str,
     *,
     count: int,
@@ -151,15 +168,16 @@ def started(
             processes.append(process)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    return Loader(lines, start_step=start_step, processes=processes)
+    return Loader(lines, start_step=start_step, shares=True, processes=processes)
 
 
-def _made(
-    line: socket.socket, ask: Ask, open_loader: Callable[[Ask], types.Batches]
-) -> None:
+def _made(line: socket.socket, ask: Ask, open_loader: OpenLoader) -> None:
     """Be a process of `started`: it goes with its trainer."""
-    with contextlib.suppress(ConnectionError):  # it has hung up
-        _pour(line, ask, open_loader)
+    with (
+        contextlib.closing(shared.Sender(line)) as sender,
+        contextlib.suppress(ConnectionError),  # it has hung up
+    ):
+        _pour(sender.send, _batches(open_loader, ask, sender.empty))
 
 
 def _ended(processes: Sequence[Any]) -> None:
@@ -257,7 +275,7 @@ def listen(address: str) -> connection.Listener:
 def serve(
     listener: connection.Listener,
     known: bytes,
-    open_loader: Callable[[Ask], types.Batches],
+    open_loader: OpenLoader,
     *,
     clients: float = math.inf,
 ) -> None:
@@ -283,7 +301,7 @@ def serve(
 def _feed(
     one: connection.Connection,
     known: bytes,
-    open_loader: Callable[[Ask], types.Batches],
+    open_loader: OpenLoader,
 ) -> None:
     with socket.socket(fileno=os.dup(one.fileno())) as line, one:
         try:
@@ -298,29 +316,26 @@ def _feed(
                 messages.send(line, {"error": str(error)})
                 return
             messages.bound(line, 0)  # a trainer may evaluate for hours
-            _pour(line, ask, open_loader)
+            send = functools.partial(messages.send, line)
+            _pour(send, _batches(open_loader, ask, streams.aligned))
         except _LOST:
             logging.info("a client has hung up")
 
 
-def _pour(
-    line: socket.socket, ask: Ask, open_loader: Callable[[Ask], types.Batches]
-) -> None:
-    """Send an ask's batches until the other side hangs up, at the pace it takes them.
+def _pour(send: Callable[..., None], batches: _Batches) -> None:
+    """Send batches until the other side hangs up, at the pace it takes them.
 
     Last goes what is wrong: no such ask, too many unreadable images, ...
     """
-    with contextlib.closing(_batches(ask, open_loader)) as batches:
+    with contextlib.closing(batches):
         for told, batch in batches:
-            messages.send(line, told, batch)
+            send(told, batch)
 
 
-def _batches(
-    ask: Ask, open_loader: Callable[[Ask], types.Batches]
-) -> Generator[tuple[dict[str, Any], types.Batch], None, None]:
+def _batches(open_loader: OpenLoader, ask: Ask, memory: streams.Memory) -> _Batches:
     step = ask.first
     try:
-        with contextlib.closing(open_loader(ask)) as loader:
+        with contextlib.closing(open_loader(ask, memory)) as loader:
             for batch in loader:
                 yield {"step": step, "bad": loader.bad}, batch
                 step += ask.every

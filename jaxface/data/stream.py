@@ -31,6 +31,7 @@ _PLANNED = 2048  # examples planned at once, in a tenth of the time of 128 each
 _SHARE = 32  # examples of a thread's task; a task for each would cost more
 
 T = TypeVar("T")
+Memory = Callable[[Sequence[int], npt.DTypeLike], np.ndarray]  # (shape, type) -> empty
 
 
 class Stream:
@@ -91,13 +92,21 @@ class Stream:
         self._plans = functools.lru_cache(4)(self._plan)
         self._max_bad = max_bad
         self._known: set[int] = set()
+        self._memory: Memory = aligned
         self._lock = threading.Lock()
 
-    def strided(self, first: int, every: int) -> Stream:
-        """Return the stream whose step k is our step first + k * every."""
+    def strided(self, first: int, every: int, memory: Memory) -> Stream:
+        """Return the stream whose step k is our step first + k * every.
+
+        Args:
+            first: our step that is its first, 0 or later.
+            every: 1 or more.
+            memory: gives what its images are written to.
+        """
         if first < 0 or every < 1:
             raise ValueError(f"every {every} steps from {first}; wanted 1 or more")
         other, ours = copy.copy(self), self._slice
+        other._memory = memory
         other._slice = lambda step: ours(first + step * every)
         other._plans = functools.lru_cache(4)(other._plan)
         return other
@@ -122,7 +131,8 @@ class Stream:
         """Begin to make a batch in a pool's threads; what is returned waits for it."""
         positions, examples, numbers = self.plan(step)
         b = len(positions)
-        images, labels, found = _Images(b), [0] * b, [0] * b
+        images = _Images(b, self._memory)
+        labels, found = [0] * b, [0] * b
 
         def make(rows: range) -> None:
             for i in rows:
@@ -214,8 +224,8 @@ class Stream:
 class _Images:
     """A batch of images [b, H, W, 3], of the size and type of its first one."""
 
-    def __init__(self, b: int):
-        self._b, self._lock = b, threading.Lock()
+    def __init__(self, b: int, memory: Memory):
+        self._b, self._memory, self._lock = b, memory, threading.Lock()
         self.array = np.empty((0, 0, 0, 3), np.uint8)
 
     def row(self, i: int) -> np.ndarray | None:
@@ -226,7 +236,7 @@ class _Images:
         """Keep image i."""
         with self._lock:
             if not self.array.size:
-                self.array = aligned((self._b, *image.shape), image.dtype)
+                self.array = self._memory((self._b, *image.shape), image.dtype)
         if image.shape != self.array.shape[1:]:
             raise ValueError(
                 f"images of several sizes in a batch: {image.shape[:2]} and"

@@ -28,6 +28,7 @@ from jaxface import types
 from jaxface.data import decode, records
 
 _EXACT = 2**24  # float32 holds every integer up to here, and labels are float32
+_NO_LABEL = "label {}; wanted 0, 1, 2, ... up to 2^24"
 _SHIFT = 64  # how far rounding may have moved the first identity's number
 
 
@@ -180,8 +181,10 @@ class Source:
         """
         at = int(self._offsets[i])
         try:
-            labels, image = records.unpacked(self._data, at)
-            label = int(_whole(labels[:1])[0])
+            told, image = records.image_at(self._data, at)
+            label = int(told) if 0 <= told <= _EXACT else -1
+            if label != told:
+                raise ValueError(_NO_LABEL.format(told))
             if label >= self.num_classes:
                 raise ValueError(f"label {label}, of {self.num_classes} classes")
         except ValueError as error:
@@ -256,7 +259,7 @@ def _whole(labels: np.ndarray) -> np.ndarray:
     """
     bad = ~((labels >= 0) & (labels <= _EXACT) & (labels == np.floor(labels)))
     if bad.any():
-        raise ValueError(f"label {labels[bad][0]}; wanted 0, 1, 2, ... up to 2^24")
+        raise ValueError(_NO_LABEL.format(labels[bad][0]))
     return labels.astype(np.int32)
 
 
