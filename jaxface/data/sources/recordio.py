@@ -182,9 +182,9 @@ class Source:
         at = int(self._offsets[i])
         try:
             told, image = records.image_at(self._data, at)
-            label = int(told) if 0 <= told <= _EXACT else -1
-            if label != told:
+            if not 0 <= told <= _EXACT or told != int(told):
                 raise ValueError(_NO_LABEL.format(told))
+            label = int(told)
             if label >= self.num_classes:
                 raise ValueError(f"label {label}, of {self.num_classes} classes")
         except ValueError as error:
