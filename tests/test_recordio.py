@@ -214,7 +214,6 @@ def damaged(at, value):
         (damaged(8, b"\xff\xff\xff\xff"), "4294967295 labels in a record of 28"),
         (damaged(12, struct.pack("<f", 0.5)), "label 0.5; wanted 0, 1, 2"),
         (damaged(12, struct.pack("<f", -1)), "label -1.0; wanted 0, 1, 2"),
-        (damaged(12, struct.pack("<f", np.nan)), "label nan; wanted 0, 1, 2"),
         (damaged(12, struct.pack("<f", np.inf)), "label inf; wanted 0, 1, 2"),
         (damaged(12, struct.pack("<f", float("nan"))), "label nan; wanted"),
         (damaged(12, struct.pack("<f", 2)), "label 2, of 2 classes"),
