@@ -11,6 +11,7 @@ import tiny
 from conftest import ROOT
 
 from jaxface import assembly, collectives, hardware, plan
+from jaxface.models import convolve
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,15 @@ def test_the_head_is_split_and_the_rest_is_not(made):
 def test_work_is_shared(made):
     assert made[1].flops > 4 * made[8].flops > 0
     assert (made[8].batch, made[8].classes, made[8].dtype) == (16, 6, "float32")
+
+
+def test_a_stand_in_counts_what_the_device_would_do(monkeypatch):
+    c = tiny.recipe()
+    c.data.source = "synthetic(identities=6, per_identity=4, size=16)"
+    c.model.name = "iresnet(stages=(1,), widths=(32,), dim=8)"
+    found = plan.make(c, plan.topology("h100:1")).flops
+    monkeypatch.setattr(convolve, "_gains", lambda *_: False)  # a CPU's short cut
+    assert found == plan.make(c, plan.topology("h100:1")).flops
 
 
 def test_the_prediction_is_the_roofline_of_its_parts(made):

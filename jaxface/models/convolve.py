@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+from jaxface.models import winograd
+
+Pads = winograd.Pads
 
 
 def dot(
@@ -63,9 +65,9 @@ def convolve(
 ) -> jax.Array:
     """Convolve images with a kernel.
 
-    One pixel's kernel is a product of matrices. The gradient of a larger one takes
-    `_kernel_gradient` on CPUs, chosen when the step is compiled; where that is, there
-    are no forward-mode derivatives (jvp).
+    One pixel's kernel is a product of matrices. The gradients of wide 3x3 layers are
+    `winograd`'s on CPUs, chosen when the step is compiled. Of kernels beyond one pixel
+    there are no forward-mode derivatives (jvp).
 
     Args:
         x: [B, H, W, C].
@@ -121,46 +123,39 @@ def _backward(strides: Any, padding: Any, precision: Any, saved: Any, g: Any) ->
         _convolve.fun, strides=strides, padding=padding, precision=precision
     )
     x, kernel = saved
-    dx = jax.linear_transpose(lambda x: plain(x, kernel), x)(g)[0]
 
-    def native(x: jax.Array, g: jax.Array) -> jax.Array:
+    def native_dx(kernel: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.linear_transpose(lambda x: plain(x, kernel), x)(g)[0]
+
+    def native_dk(x: jax.Array, g: jax.Array) -> jax.Array:
         return jax.linear_transpose(lambda k: plain(x, k), kernel)(g)[0]
 
-    wide, deep = g.shape[2] >= 28, x.shape[3] >= 16
-    if strides != (1, 1) or not (wide and deep) or x.dtype == jnp.bfloat16:
-        return dx, native(x, g)  # where it gains nothing, or rounds sums earlier
-    rows = functools.partial(
-        _kernel_gradient, shape=kernel.shape, padding=padding, precision=precision
-    )
-    return dx, lax.platform_dependent(x, g, cpu=rows, default=native)
+    if not _gains(x, kernel, strides, padding):
+        return native_dx(kernel, g), native_dk(x, g)
+
+    def fast_dx(kernel: jax.Array, g: jax.Array) -> jax.Array:
+        turned = kernel[::-1, ::-1].swapaxes(2, 3)
+        (top, bottom), (left, low) = padding
+        pads = (2 - top, 2 - bottom), (2 - left, 2 - low)
+        return winograd.convolve(g, turned, pads, precision)
+
+    def fast_dk(x: jax.Array, g: jax.Array) -> jax.Array:
+        return winograd.kernel_gradient(x, g, padding, precision)
+
+    dx = lax.platform_dependent(kernel, g, cpu=fast_dx, default=native_dx)
+    return dx, lax.platform_dependent(x, g, cpu=fast_dk, default=native_dk)
 
 
 _convolve.defvjp(_forward, _backward)
 
 
-def _kernel_gradient(
-    x: jax.Array, g: jax.Array, *, shape: tuple[int, ...], padding: Pads, precision: Any
-) -> jax.Array:
-    """dk[i, j] = sum over b, h, w of x[b, h + i - p, w + j - p] g[b, h, w].
-
-    As a one-dimensional convolution down the rows of all images laid end to end: the
-    channels of x are its examples, the pixels of a row its features, and g, moved to
-    the right by each j, its kernel. XLA's own has rows and columns as the window and
-    the few examples as features, which XLA:CPU does at a third of a product's rate.
-    """
-    kh, kw, C, D = shape
-    B, H, W, _ = g.shape
-    gap = kh - 1  # rows of zeros between images
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    x = x.transpose(3, 0, 1, 2).reshape(C, B * (H + gap), W + kw - 1)
-    moved = [jnp.pad(g, ((0, 0), (0, gap), (j, kw - 1 - j), (0, 0))) for j in range(kw)]
-    window = jnp.concatenate(moved, axis=-1).reshape(*x.shape[1:], kw * D)
-    dk = lax.conv_general_dilated(
-        x,
-        window[: len(window) - gap],
-        (1,),
-        "VALID",
-        dimension_numbers=("NHC", "HIO", "NHC"),
-        precision=precision,
+def _gains(x: jax.Array, kernel: jax.Array, strides: Any, padding: Pads) -> bool:
+    """Whether Winograd's gradients are faster on CPUs, and round no earlier."""
+    return (
+        kernel.shape[:2] == (3, 3)
+        and strides == (1, 1)
+        and max(map(max, padding)) <= 2
+        and min(kernel.shape[2:]) >= 32
+        and min(x.shape[1:3]) >= 14
+        and x.dtype in (jnp.float32, jnp.float64)
     )
-    return dk.reshape(C, kh, kw, D).transpose(1, 2, 0, 3)
