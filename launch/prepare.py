@@ -79,7 +79,7 @@ def main() -> None:
     done = prepare.prepare(
         source,
         out,
-        write=writer(out),
+        write=writer(source, out),
         policy=curate.Policy(
             min_images=_MIN_IMAGES.value,
             drop_duplicates=_DUPLICATES.value,
@@ -109,7 +109,7 @@ def cut() -> examine.Cut:
     )
 
 
-def writer(out: pathlib.Path) -> prepare.Writer:
+def writer(source: Any, out: pathlib.Path) -> prepare.Writer:
     """Return what stores the set in --format."""
     if _FORMAT.value == "recordio":
         from jaxface.data.sources import recordio
@@ -119,6 +119,10 @@ def writer(out: pathlib.Path) -> prepare.Writer:
             progress(len(kept["images"]))
 
         return write
+
+    prepared.check_names(
+        out.name, source.classes if isinstance(source, types.Named) else None
+    )
 
     def write_tfds(source: Any, out: pathlib.Path, **kept: Any) -> Any:
         return prepared.write(

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
 from jaxface.data import decode, example, prepared
@@ -122,9 +123,19 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
         write(tmp_path, source)
 
 
+def test_a_file_name_that_is_no_text_is_kept_byte_by_byte(tmp_path):
+    source = Mixed()
+    source.name = lambda i: os.fsdecode(b"caf\xe9/%d" % i)
+    write(tmp_path, source)
+    files = sorted(map(str, (tmp_path / "faces" / "1.0.0").glob("*.array_record-*")))
+    for i, record in zip(ORDER, ArrayRecordDataSource(files), strict=True):
+        assert b"caf\xe9/%d" % i in record
+
+
 WRONG = {
     "format": ({"format": "parquet"}, "format 'parquet'; wanted array_record or"),
     "name": ({"name": "Faces 1"}, "name 'Faces 1'; wanted a-z"),
+    "coding": ({"classes": ["a", "b", "\udcff"]}, r"UTF-8.*; got \['.udcff'\]"),
     "lengths": ({"labels": LABELS[:7]}, r"labels \(7,\); wanted \[n\] each"),
     "none": ({"images": ORDER[:0], "labels": LABELS[:0]}, "n at least 1"),
     "beyond": ({"images": ORDER + 1}, r"beyond the source's 0 \.\. 8"),

@@ -1,9 +1,10 @@
 """Preprocessing, as a line one can say aloud: `decode|resize(112)|flip|normalize`.
 
 The law: an op is a function of pixels and of numbers drawn in NumPy from (seed,
-position), with a NumPy and a TensorFlow body that agree to one grey level. Images
-are uint8 [H, W, 3] between ops; `normalize` ends the line in float32. Neighbouring
-rotations, zooms and shifts become one warp, which blurs once.
+position), with a NumPy and a TensorFlow body that agree to one grey level (where
+`randaugment` does several, a threshold may turn the first one's level into many).
+Images are uint8 [H, W, 3] between ops; `normalize` ends the line in float32.
+Neighbouring rotations, zooms and shifts become one warp, which blurs once.
 
     line = parse("decode|resize(112)|random_rotate(10)|flip|normalize")
     numbers = line.numbers(positions, seed=0)             # [B, m]
@@ -163,7 +164,10 @@ def resize(size: int | tuple[int, int]) -> pipeline.Op:
         return tf.cond(same, lambda: image, resized)
 
     return pipeline.Op(
-        lambda image, z: resample.resize(image, size=size), tensorflow, size=size
+        lambda image, z: resample.resize(image, size=size),
+        tensorflow,
+        size=size,
+        fits=True,
     )
 
 

@@ -41,6 +41,7 @@ class Op:
         size: (H, W) of the output, where it does not depend on the input's.
         warps: the numbers are a matrix of `resample.warp`.
         mirrors: left to right, where its one number is not 0.
+        fits: it leaves an image of `size` as it is.
         cuts: it takes a window of the image, or decodes what the next one takes.
         color: channel order from here on, of an op that decodes or swaps.
         scale: (mean, std), of an op that normalises.
@@ -54,6 +55,7 @@ class Op:
     size: tuple[int, int] | None = None
     warps: bool = False
     mirrors: bool = False
+    fits: bool = False
     cuts: bool = False
     color: str = ""
     scale: tuple[Any, Any] | None = None
@@ -101,10 +103,21 @@ class Pipeline:
         """How many random numbers an example needs; 0 for evaluation."""
         return sum(op.draws for op in self.ops)
 
-    @property
-    def only_decodes(self) -> bool:
-        """Whether an image is at most mirrored besides, which decoding can do."""
-        return len(self.ops) == 1 or (len(self.ops) == 2 and self.ops[1].mirrors)
+    def only_decodes(self, record: bytes | np.ndarray) -> bool:
+        """Tell whether this image is at most mirrored besides, as decoding can do."""
+        if not self._only_fits:
+            return False
+        if self.size is None:
+            return True
+        plain = isinstance(record, bytes)
+        return self.size == (decode.plain_size(record) if plain else record.shape[:2])
+
+    @functools.cached_property
+    def _only_fits(self) -> bool:
+        """Whether that is so of images that have the line's size."""
+        rest = [op for op in self.ops[1:] if not op.fits]
+        sizes = {op.size for op in self.ops if op.fits}
+        return len(sizes) < 2 and (not rest or (len(rest) == 1 and rest[0].mirrors))
 
     def numbers(self, positions: np.ndarray, *, seed: int) -> np.ndarray:
         """Draw what the bodies need at each position: [B] -> [B, m] float64."""
@@ -134,7 +147,7 @@ class Pipeline:
             decode.UnreadableError: if the record is not an image.
             ValueError: if it is too small for a crop.
         """
-        if self.only_decodes:
+        if self.only_decodes(record):
             mirrored = self.width > 0 and numbers[0] > 0
             return decode.pixels(record, out=out, mirrored=mirrored)
         image: Any = record

@@ -88,7 +88,7 @@ class _Set:
         digest.update(self.images.tobytes())
         digest.update(self.labels.tobytes())
         for i in self.images.tolist():
-            digest.update(self.source.name(i).encode() + b"\0")
+            digest.update(_bytes(self.source.name(i)) + b"\0")
         return digest.hexdigest()
 
 
@@ -179,8 +179,7 @@ def _check(todo: _Set) -> None:
     n, named = len(todo.images), todo.classes
     if todo.format not in FORMATS:
         raise ValueError(f"format {todo.format!r}; wanted {' or '.join(FORMATS)}")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", todo.name):
-        raise ValueError(f"name {todo.name!r}; wanted a-z, 0-9 and _, a letter first")
+    check_names(todo.name, named)
     if not n or todo.images.shape != (n,) or todo.labels.shape != (n,):
         raise ValueError(
             f"images {todo.images.shape}, labels {todo.labels.shape}; wanted [n] each,"
@@ -193,13 +192,38 @@ def _check(todo: _Set) -> None:
         raise ValueError(f"labels are not 0 .. {C - 1}, each at least once: renumber")
     if todo.shard_size < 1:
         raise ValueError(f"shard_size is {todo.shard_size}; wanted at least 1")
+
+
+def check_names(name: str, classes: Sequence[str] | None) -> None:
+    """Refuse names that TFDS cannot keep, before any work is done.
+
+    Raises:
+        ValueError: a data set's name beyond a-z, 0-9 and _, or classes that are empty,
+            equal, not UTF-8, with a line end, or with space around.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"name {name!r}; wanted a-z, 0-9 and _, a letter first")
+    told = classes or ()
     # TFDS keeps them one a line, and strips the lines
-    bad = [c for c in named or () if not c or c != c.strip() or "\n" in c]
-    if bad or len(set(named or ())) != len(named or ()):
+    bad = [c for c in told if not c or c != c.strip() or "\n" in c or not _is_text(c)]
+    if bad or len(set(told)) != len(told):
         raise ValueError(
-            f"classes must be unlike each other, not empty, and without space around"
-            f" or line ends; got {(bad or 'one twice')!r}"
+            "classes must be unlike each other, not empty, UTF-8, and without space"
+            f" around or line ends; got {(bad or 'one twice')!r}"
         )
+
+
+def _bytes(name: str) -> bytes:
+    """Encode a name; bytes of a file's name that are no UTF-8 stay as they are."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plan_of(directory: pathlib.Path) -> str | None:
@@ -225,7 +249,7 @@ def _write_shard(
             record, name = todo.source.read(i)[0], todo.source.name(i)
             image = encoded(record, name)
             converted += image is not record
-            yield serialize({"image": image, "label": label, "name": name.encode()})
+            yield serialize({"image": image, "label": label, "name": _bytes(name)})
             with lock:
                 progress(1)
 

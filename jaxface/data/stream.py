@@ -158,6 +158,14 @@ class Stream:
 
         return finish
 
+    @property
+    def mostly_decodes(self) -> bool:
+        """Whether images are at most mirrored besides, going by the source's first."""
+        try:
+            return self.pipeline.only_decodes(self._source.read(0)[0])
+        except (OSError, ValueError):  # told when its turn comes
+            return False
+
     def facts(
         self,
         positions: np.ndarray,

@@ -117,7 +117,7 @@ class Loader:
         options.threading.max_intra_op_parallelism = 1  # images are parallel already
         images = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
         # two at once: one may wait for files while the other's are handed on
-        if stream.pipeline.only_decodes:
+        if stream.mostly_decodes:
             images = images.map(whole, num_parallel_calls=2, deterministic=True)
         else:
             images = (
