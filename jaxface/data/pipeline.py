@@ -109,8 +109,9 @@ class Pipeline:
             return False
         if self.size is None:
             return True
-        plain = isinstance(record, bytes)
-        return self.size == (decode.plain_size(record) if plain else record.shape[:2])
+        if isinstance(record, np.ndarray):
+            return self.size == record.shape[:2]
+        return self.size == decode.plain_size(record)
 
     @functools.cached_property
     def _only_fits(self) -> bool:
