@@ -3,8 +3,8 @@
     python tests/fuzz.py --readers=recordio,folder --inputs=1000 --seed=0
 
 The law: a file that is not what it should be is read as far as it can be, or refused
-with a ValueError or OSError that names it and says where. Memory and time are bounded
-for every input. A new reader has its line in READERS.
+with a ValueError or OSError that names it and says where. Nothing in it is executed,
+and memory and time are bounded for every input. A new reader has its line in READERS.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import random
 import re
 import resource
 import signal
+import sys
 import tarfile
 import tempfile
 import time
@@ -62,6 +63,11 @@ from jaxface.data.sources import (
 
 MEMORY = 300 << 20  # bytes that one input may take, beyond what the process has
 SECONDS = 10.0  # of the clock, for one input; a tiny set takes a millisecond
+# Python's audit events of what no file may cause; a pickle's class found by our own
+# `find_class` is none of them.
+FORBIDDEN = re.compile(
+    r"(os\.(system|exec|posix_spawn|spawn|fork)|subprocess|pickle\.find_class|socket)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -472,6 +478,7 @@ def pooled(found) -> None:
 
 SHARD = r"\[\d+\]|no whole ArrayRecord|no records|shards of|has \d+ records"
 SET = rf"{SHARD}|JSON|metadata|UTF-8|known:|wanted|bytes|holds"
+NPZ = r"no whole \.npz|at byte|format|wanted|objects|follow|ends after|no array"
 PACK = r"byte \d+|list is not of|images for|two lists|split into"
 ATTRIBUTES = r":\d+: |promises|are missing|byte \d+|tells nothing|are left"
 # "module", or "module/variant" where there is more than one way to make a file.
@@ -482,7 +489,7 @@ READERS = {
     "parquet": Reader(
         make_parquet, use_parquet, "Parquet|row group|column|labels|metadata|wanted"
     ),
-    "pairs_npz": Reader(make_npz, use_npz, "npz"),
+    "pairs_npz": Reader(make_npz, use_npz, NPZ),
     "pairs_lines": Reader(
         make_label_lines,
         use_label_lines,
@@ -529,6 +536,20 @@ def too_long(*_):
     raise HangError("it takes too long")
 
 
+class ExecutedError(BaseException):
+    """An input made its reader execute something, or ask a host."""
+
+
+watched = False  # whether an input is being read
+
+
+def watch(event: str, args: tuple) -> None:
+    """Refuse what no file may cause; for `sys.addaudithook`."""
+    text = event == "exec" and getattr(args[0], "co_filename", "") == "<string>"
+    if watched and (text or FORBIDDEN.match(event)):
+        raise ExecutedError(f"{event} {args!r}")
+
+
 def judge(
     reader: Reader, root: pathlib.Path, names: list[str], seconds: float
 ) -> tuple[str, str]:
@@ -539,15 +560,18 @@ def judge(
             re.search(reader.says, message)
         )
 
+    global watched
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    watched = True
     try:
         damage = list(reader.use(root))
     except (ValueError, OSError) as error:
         good = blames(str(error))
         return ("refused", "") if good else ("failed", f"says only: {error!r}")
-    except (Exception, HangError) as error:  # noqa: BLE001
+    except (Exception, HangError, ExecutedError) as error:  # noqa: BLE001
         return "failed", repr(error)[:300]
     finally:
+        watched = False
         signal.setitimer(signal.ITIMER_REAL, 0)
     for message in damage:
         if not blames(message):
@@ -608,6 +632,12 @@ def canary(what: str) -> Reader:
                     raise ValueError("byte 0: damaged")
                 case "place":
                     raise ValueError(f"{root / 'x'}: damaged")
+                case "text":
+                    eval("1 + 1")
+                case "command":
+                    os.system("true")
+                case "class":
+                    pickle.loads(pickle.dumps(pathlib.Path()))
                 case "crash":
                     os.abort()
         yield from ()
@@ -615,9 +645,8 @@ def canary(what: str) -> Reader:
     return Reader(lambda root: (root / "x").write_bytes(b"canary"), use)
 
 
-CANARIES = {
-    w: canary(w) for w in ("hang", "allocate", "kind", "file", "place", "crash")
-}
+_WAYS = "hang allocate kind file place text command class crash"
+CANARIES = {way: canary(way) for way in _WAYS.split()}
 
 
 def main() -> None:
@@ -628,6 +657,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for one input")
     given = parser.parse_args()
     signal.signal(signal.SIGALRM, too_long)
+    sys.addaudithook(watch)
     readers = {name: (READERS | CANARIES)[name] for name in given.readers.split(",")}
     for reader in readers.values():  # libraries load, and start their threads, once
         with tempfile.TemporaryDirectory() as folder_name:

@@ -66,6 +66,9 @@ def test_twenty_thousand_damaged_files_are_read_or_refused():
         ("kind", "KeyError"),
         ("file", "says only: ValueError"),
         ("place", "says only: ValueError"),
+        ("text", "exec (<code"),
+        ("command", "os.system (b'true'"),
+        ("class", "pickle.find_class ("),
     ],
 )
 def test_the_loop_sees_a_reader_misbehave(name, says):

@@ -16,6 +16,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from typing import IO
 
 import numpy as np
 
@@ -117,11 +118,11 @@ def _array(pack: zipfile.ZipFile, name: str) -> np.ndarray:
             f" {info.file_size} bytes; wanted at most {_RATIO} times"
         )
     with pack.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{name!r} is of format {version}; wanted 1.0 or 2.0")
-        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, fortran, dtype = read(member)
+        try:
+            shape, fortran, dtype = _header(member)
+        except ValueError as error:
+            place = f"{name!r} at byte {info.header_offset}"
+            raise ValueError(f"{place}: {error}") from None
         left = info.file_size - member.tell()
         if dtype.hasobject:
             raise ValueError(f"{name!r} holds Python objects, which are not unpickled")
@@ -133,3 +134,12 @@ def _array(pack: zipfile.ZipFile, name: str) -> np.ndarray:
     if len(raw) != left:
         raise ValueError(f"{name!r} ends after {len(raw)} of {left} bytes")
     return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read (shape, whether columns lie together, dtype) from where an array begins."""
+    version = np.lib.format.read_magic(member)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"format {version}; wanted 1.0 or 2.0")
+    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    return read(member)
