@@ -17,7 +17,6 @@ transformed at once stay in the caches.
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +46,7 @@ _TAPS = (
 _TILE = np.array(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 )
-CACHE = 2**25  # bytes of transformed images at once; measured, see README
+CACHE = 2**25  # bytes of transformed images at once, as a processor's caches hold
 
 
 def convolve(
@@ -106,10 +105,15 @@ def kernel_gradient(
 def _together(x: jax.Array, D: int) -> int:
     """Return how many images are done at once: they divide the batch."""
     B, H, W, C = x.shape
-    size = 36 * math.ceil(H / 4) * math.ceil(W / 4) * (C + D) * x.dtype.itemsize
+    size = 36 * _fours(H) * _fours(W) * (C + D) * x.dtype.itemsize
     return max(
         n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * size <= CACHE)
     )
+
+
+def _fours(pixels: int) -> int:
+    """Return how many tiles cover a row."""
+    return -(-pixels // 4)
 
 
 def _products(
@@ -129,17 +133,9 @@ def _windows(x: jax.Array, padding: Pads) -> tuple[jax.Array, tuple[int, int, in
     """Transform [n, H, W, C] to [36, n down right, C], and tell n, down and right."""
     (top, bottom), (left, low) = padding
     n, H, W, C = x.shape
-    down, right = (
-        math.ceil((H + top + bottom - 2) / 4),
-        math.ceil((W + left + low - 2) / 4),
-    )
-    fill = (
-        (0, 0),
-        (top, 4 * down + 2 - H - top),
-        (left, 4 * right + 2 - W - left),
-        (0, 0),
-    )
-    x = jnp.pad(x, fill)
+    down, right = _fours(H + top + bottom - 2), _fours(W + left + low - 2)
+    fill = (top, 4 * down + 2 - H - top), (left, 4 * right + 2 - W - left)
+    x = jnp.pad(x, ((0, 0), *fill, (0, 0)))
     high, wide = 4 * down - 3, 4 * right - 3
     rows = _sums(_PIXELS, lambda i: x[:, i : i + high : 4], axis=0)
     both = _sums(_PIXELS, lambda j: rows[:, :, :, j : j + wide : 4], axis=1)
@@ -150,7 +146,7 @@ def _outputs(g: jax.Array) -> jax.Array:
     """Transform tiles of [n, H', W', D] to [36, n down right, D]."""
     n, H, W, D = g.shape
     g = jnp.pad(g, ((0, 0), (0, -H % 4), (0, -W % 4), (0, 0)))
-    g = g.reshape(n, -(-H // 4), 4, -(-W // 4), 4, D)
+    g = g.reshape(n, _fours(H), 4, _fours(W), 4, D)
     rows = _sums(_TILE.T, lambda i: g[:, :, i], axis=0)  # [6, n, down, right, 4, D]
     return _sums(_TILE.T, lambda j: rows[..., j, :], axis=1).reshape(36, -1, D)
 
