@@ -112,6 +112,7 @@ def prepare(
     if back:
         compare(back(), seen, choice, progress=tell("verify", len(choice.images)))
     facts = _facts(seen, choice, policy) | {"verified": back is not None}
+    facts["ignored"] = getattr(source, "ignored", 0)
     facts |= about or {}
     pictures = card.sheet(seen.images, choice.images, choice.labels, people=sheet)
     for name, text in {

@@ -170,8 +170,10 @@ def tell(out: pathlib.Path, facts: dict[str, Any]) -> None:
     print(f"of {facts['examined']:,} looked at were left out:")
     for reason, count in facts["dropped"].items():
         print(f"  {count:>9,}  {reason}")
+    print(f"  {sum(facts['dropped'].values()):>9,}  in all, listed in dropped.csv")
+    if facts["ignored"]:
+        print(f"{facts['ignored']:,} other files: no pictures by name or place")
     print(
-        f"  {sum(facts['dropped'].values()):>9,}  in all, listed in dropped.csv\n"
         f"one picture several times: {facts['groups_of_one_picture']:,} groups,"
         f" {sum(facts['redundant_images'].values()):,} redundant images,"
         f" {facts['pictures_under_several_people']:,} pictures under several people"

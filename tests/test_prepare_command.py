@@ -36,6 +36,8 @@ def faces(tmp_path):
 @pytest.mark.slow
 def test_a_folder_becomes_a_set_that_says_what_is_in_it(tmp_path, faces):
     (tmp_path / "terms.txt").write_text("for tests only")
+    (tmp_path / "raw" / "di" / "IMG_1.HEIC").write_bytes(b"of a phone")
+    (tmp_path / "raw" / "di" / "notes.txt").write_text("no picture")
     done = run(
         tmp_path, faces, "--out=sets/mine", "--format=recordio", "--verify",
         "--min_images=3", "--licence=terms.txt", "--workers=1",
@@ -49,7 +51,9 @@ def test_a_folder_becomes_a_set_that_says_what_is_in_it(tmp_path, faces):
     assert [found.read(k) for k in range(9)] == [raw.read(k) for k in range(9)]
     facts = json.loads((tmp_path / "sets" / "mine" / "card.json").read_text())
     assert facts["licence"] == "for tests only"
-    assert sum(facts["dropped"].values()) == 3
+    assert (sum(facts["dropped"].values()), facts["ignored"]) == (4, 1)
+    assert "1 other files: no pictures" in done.stdout
+    assert "IMG_1.HEIC" in (tmp_path / "sets" / "mine" / "dropped.csv").read_text()
     assert "launch/prepare.py" in facts["command"]
 
 
