@@ -11,14 +11,19 @@ import pytest
 from jaxface.train import loop, monitor, writers
 
 
-def run(workdir, *, losses, start=0, saved=None, stop=None, on_step=None, **every):
+def run(
+    workdir, *, losses, norms=(), start=0, saved=None, stop=None, on_step=None, **every
+):
     """Run a loop whose state is its step and whose loss is given."""
     saved = [] if saved is None else saved
 
     def step(state, batch):
         if on_step:
             on_step(state + 1)
-        return state + 1, {"loss": jnp.float32(losses[state])}
+        metrics = {"loss": jnp.float32(losses[state])}
+        if norms:
+            metrics["grad_norm"] = jnp.float32(norms[state])
+        return state + 1, metrics
 
     with monitor.Monitor(
         workdir, start=start, total=len(losses), batch_size=2, schedule=lambda t: 0.1
@@ -72,6 +77,13 @@ def test_a_lost_loss_stops_before_it_is_saved(tmp_path, bad):
     assert caught.value.step == 5
     assert saved == [(3, None)]
     assert max(r["step"] for r in rows(tmp_path)) == 4
+
+
+def test_a_lost_gradient_stops_before_it_is_saved(tmp_path):
+    saved, norms = [], [1.0] * 5 + [float("inf")] + [1.0] * 2
+    with pytest.raises(monitor.NonFiniteLossError, match=r"loss is 1.0 .* norm inf"):
+        run(tmp_path, losses=[1.0] * 8, norms=norms, saved=saved)
+    assert saved == [(3, None)]  # not 6, whose weights are lost
 
 
 def test_a_signal_saves_and_returns(tmp_path):

@@ -36,9 +36,11 @@ class NonFiniteLossError(FloatingPointError):
 
     def __init__(self, step: int, metrics: Mapping[str, Any]) -> None:
         said = f"loss is {float(metrics['loss'])} at step {step}"
-        if row := int(metrics.get("in_row", 0)):
-            norm = float(metrics["grad_norm"])
-            said += f", its gradient's norm {norm}; {row} steps in a row were left out"
+        row = int(metrics.get("in_row", 0))
+        if row or math.isfinite(metrics["loss"]):
+            said += f", its gradient's norm {float(metrics['grad_norm'])}"
+        if row:
+            said += f"; {row} steps in a row were left out"
         super().__init__(said)
         self.step = step
         self.rollbacks = int(metrics.get("rollbacks", 0))
@@ -143,7 +145,8 @@ class Monitor:
     def _check(self, step: int, metrics: Mapping[str, Any]) -> None:
         in_row = metrics.get("in_row")
         if in_row is None:
-            if not math.isfinite(metrics["loss"]):
+            # such a gradient spoils the weights a step before their loss tells
+            if not math.isfinite(metrics["loss"] + metrics.get("grad_norm", 0.0)):
                 raise NonFiniteLossError(step, metrics)
         elif in_row >= self._after:
             raise NonFiniteLossError(step, metrics)
