@@ -67,20 +67,20 @@ create() {
     --version="$TPU_VERSION" ${TPU_SPOT:+"$TPU_SPOT"}
 }
 
+# Chained: where `resume` asks how it went, bash ends at no error within.
 setup() {
-  do_it git archive --format=tar.gz --output=jaxface.tar.gz HEAD
-  gcloud_tpu scp jaxface.tar.gz "$TPU_NAME:jaxface.tar.gz" --worker=all
-  # Ubuntu 22.04 of these images has Python 3.10.
-  there all "command -v python3.11 || (sudo apt-get -q update && sudo apt-get -qy install python3.11-venv)"
-  there all "mkdir -p $HOME_THERE && tar xzf jaxface.tar.gz -C $HOME_THERE && cd $HOME_THERE && PYTHON=python3.11 JAXFACE_EXTRAS=tpu bash -euc 'source launch/env.sh'"
+  do_it git archive --format=tar.gz --output=jaxface.tar.gz HEAD &&
+    gcloud_tpu scp jaxface.tar.gz "$TPU_NAME:jaxface.tar.gz" --worker=all &&
+    there all "command -v python3.11 || (sudo apt-get -q update && sudo apt-get -qy install python3.11-venv)" && # Ubuntu 22.04 has 3.10
+    there all "mkdir -p $HOME_THERE && tar xzf jaxface.tar.gz -C $HOME_THERE && cd $HOME_THERE && PYTHON=python3.11 JAXFACE_EXTRAS=tpu bash -euc 'source launch/env.sh'"
 }
 
 run() {
   there all "cd $HOME_THERE && .venv/bin/python launch/train.py --coordinator=auto$(printf ' %q' "$@")"
 }
 
-tail() {
-  there 0 "tail -n 50 -F$(printf ' %q' "$1")/logs/process-0.log"
+tail() { # a bucket's logs lie on the workers
+  there 0 "tail -n 50 -F$(printf ' %q' "${1/#gs:\/\///tmp/jaxface/gs/}")/logs/process-0.log"
 }
 
 delete() {
@@ -89,17 +89,17 @@ delete() {
 
 # Ends when the run has ended well; makes a new slice when the old one was taken away.
 resume() {
-  local state try
+  local state try installed=1
   for ((try = 1; try <= TPU_TRIES; try++)); do
-    run "$@" && [ -z "$dry" ] && return
+    [ -n "$installed" ] && run "$@" && [ -z "$dry" ] && return
     [ -n "$dry" ] || echo "tpu_vm.sh: start $try of $TPU_TRIES did not end well" >&2
     state=$(gcloud_tpu describe "$TPU_NAME" --format='value(state)' || echo gone)
     if [ "$state" != READY ]; then
       [ -z "$dry" ] || echo "$state"
       delete || true
-      create
-      setup
+      installed='' && create || true # there may be none now; the next round asks again
     fi
+    [ -n "$installed" ] || { setup && installed=1; } || echo "tpu_vm.sh: no new slice yet" >&2
     [ -z "$dry" ] || return 0 # what one round does
     sleep "${TPU_WAIT:-10}"
   done

@@ -65,6 +65,10 @@ def tpu_vm(*words, **env):
         (["setup"], SETUP),
         (["run", *GIVEN], RUN),
         (["tail", "/mnt/run"], TAIL),
+        (
+            ["tail", "gs://b/run"],
+            [t.replace("/mnt/", "/tmp/jaxface/gs/b/") for t in TAIL],
+        ),
         (["resume", *GIVEN], [*RUN, *DESCRIBE, *DELETE, *CREATE, *SETUP]),
         (["delete"], DELETE),
     ],
@@ -135,6 +139,21 @@ def test_resume_ends_when_the_run_has_and_gives_up_when_it_never_does(tmp_path):
         assert done.returncode == code
         assert log.read_text().split().count("ssh") == tries
     assert "failed 2 times" in done.stderr
+
+
+@pytest.mark.parametrize("failing", ["create", "scp"])
+def test_resume_waits_for_a_new_slice(tmp_path, failing):
+    gcloud, log = tmp_path / "gcloud", tmp_path / "log"
+    gcloud.write_text(
+        f'#!/bin/bash\necho "$4" >>{log}\n[ "$4" = describe ] && echo PREEMPTED\n'
+        f'[ "$4" != {failing} ] && [ "$4" != ssh ]\n'
+    )
+    gcloud.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = tpu_vm("resume", *GIVEN, PATH=path, TPU_TRIES="3", TPU_WAIT="0")
+    assert (done.returncode, log.read_text().split().count(failing)) == (1, 3)
+    assert done.stderr.count("no new slice yet") == 3
+    assert "failed 3 times" in done.stderr
 
 
 @pytest.mark.parametrize(
