@@ -207,6 +207,11 @@ def text(plan: Plan) -> str:
     ]
     if plan.refused:
         rows.append(("does not fit", plan.refused))
+    chip = hardware.CHIPS.get(where.kind)
+    if chip and not plan.refused and plan.memory > chip.memory:
+        rows.append(
+            ("does not fit", f"a {where.kind} has {chip.memory / 2**30:.0f} GiB")
+        )
     if plan.flops is not None:
         rows.append(("FLOPs, per device", f"{plan.flops / 1e9:,.2f} G"))
         rows.append(("sent, per device", f"{plan.sent / 1e6:,.2f} MB a step, of which"))

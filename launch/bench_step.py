@@ -69,11 +69,18 @@ def step(
 
     Raises:
         KeyError: an unknown model.
-        ValueError: a batch that the devices cannot share evenly, or no twin.
+        ValueError: a batch that the devices cannot share evenly, no twin, or a race
+            with PyTorch on another device or dtype than its own.
     """
     mesh = parallel.make_mesh(axis=AXIS)
     if batch % mesh.size:
         raise ValueError(f"{mesh.size} devices cannot share {batch} images evenly")
+    kind = mesh.devices.flat[0].platform
+    if torch and (kind, dtype) != ("cpu", "float32"):
+        raise ValueError(
+            f"PyTorch's step is raced on CPUs in float32; this is {dtype} on {kind}:"
+            " leave --vs out"
+        )
     given = batch_of(batch, size, classes)
     data = parallel.put_batch(given, mesh=mesh, axis=AXIS)
     images = data["image"]

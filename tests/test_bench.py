@@ -142,6 +142,10 @@ def test_a_timed_step_goes_on_from_the_one_before(bench):
 def test_step_refuses_what_devices_cannot_share(bench):
     with pytest.raises(ValueError, match="8 devices cannot share 12 images evenly"):
         bench.bench_step.step(["iresnet"], batch=12, size=16, classes=10)
+    with pytest.raises(ValueError, match="in float32; this is bfloat16 on cpu"):
+        bench.bench_step.step(
+            ["iresnet"], batch=8, size=16, classes=10, dtype="bfloat16", torch=True
+        )
 
 
 @pytest.mark.slow  # importing PyTorch's optimizers takes as long as all else

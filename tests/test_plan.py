@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 
@@ -51,6 +52,12 @@ def test_a_stand_in_counts_what_the_device_would_do(monkeypatch):
     found = plan.make(c, plan.topology("h100:1")).flops
     monkeypatch.setattr(convolve, "_gains", lambda *_: False)  # a CPU's short cut
     assert found == plan.make(c, plan.topology("h100:1")).flops
+
+
+def test_more_memory_than_a_device_has_is_said(made):
+    assert "does not fit" not in plan.text(made[8])
+    large = dataclasses.replace(made[8], memory=1e12)
+    assert re.search(r"does not fit\s+a h100 has \d\d GiB", plan.text(large))
 
 
 def test_the_prediction_is_the_roofline_of_its_parts(made):
