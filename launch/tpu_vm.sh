@@ -18,6 +18,7 @@ cd "$(dirname "$0")/.."
 TPU_SPOT=${TPU_SPOT---spot}
 TPU_TRIES=${TPU_TRIES:-20} # how often resume starts it
 HOME_THERE=jaxface         # a folder in the home of every worker
+packed=${TMPDIR:-/tmp}/jaxface.tar.gz
 
 fail() {
   echo "tpu_vm.sh: $*" >&2
@@ -67,10 +68,9 @@ create() {
     --version="$TPU_VERSION" ${TPU_SPOT:+"$TPU_SPOT"}
 }
 
-# Chained: where `resume` asks how it went, bash ends at no error within.
-setup() {
-  do_it git archive --format=tar.gz --output=jaxface.tar.gz HEAD &&
-    gcloud_tpu scp jaxface.tar.gz "$TPU_NAME:jaxface.tar.gz" --worker=all &&
+setup() { # chained: where `resume` asks how it went, bash ends at no error within
+  do_it git archive --format=tar.gz --output="$packed" HEAD &&
+    gcloud_tpu scp "$packed" "$TPU_NAME:jaxface.tar.gz" --worker=all &&
     there all "command -v python3.11 || (sudo apt-get -q update && sudo apt-get -qy install python3.11-venv)" && # Ubuntu 22.04 has 3.10
     there all "mkdir -p $HOME_THERE && tar xzf jaxface.tar.gz -C $HOME_THERE && cd $HOME_THERE && PYTHON=python3.11 JAXFACE_EXTRAS=tpu bash -euc 'source launch/env.sh'"
 }

@@ -14,11 +14,13 @@ from conftest import ROOT
 
 GIVEN = ("--config=a.py", "--workdir=w")
 TPU = {"TPU_NAME": "faces", "TPU_ZONE": "us-west4-a", "TPU_TYPE": "v5litepod-64"}
+TPU |= {"TMPDIR": "/scratch"}
 AT = "--zone=us-west4-a"
+PACKED = "/scratch/jaxface.tar.gz"
 GO = "gcloud compute tpus tpu-vm"
 SETUP = [
-    "git archive --format=tar.gz --output=jaxface.tar.gz HEAD",
-    f"{GO} scp jaxface.tar.gz faces:jaxface.tar.gz --worker=all {AT}",
+    f"git archive --format=tar.gz --output={PACKED} HEAD",
+    f"{GO} scp {PACKED} faces:jaxface.tar.gz --worker=all {AT}",
     f"{GO} ssh faces --worker=all --command='command -v python3.11 || (sudo apt-get -q"
     f" update && sudo apt-get -qy install python3.11-venv)' {AT}",
     f"{GO} ssh faces --worker=all --command='mkdir -p jaxface && tar xzf"
@@ -150,7 +152,8 @@ def test_resume_waits_for_a_new_slice(tmp_path, failing):
     )
     gcloud.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = tpu_vm("resume", *GIVEN, PATH=path, TPU_TRIES="3", TPU_WAIT="0")
+    told = {"TPU_TRIES": "3", "TPU_WAIT": "0", "TMPDIR": str(tmp_path)}
+    done = tpu_vm("resume", *GIVEN, PATH=path, **told)
     assert (done.returncode, log.read_text().split().count(failing)) == (1, 3)
     assert done.stderr.count("no new slice yet") == 3
     assert "failed 3 times" in done.stderr
