@@ -65,14 +65,15 @@ def convolve(
     """
     taps = _by_both(_TAPS, kernel.reshape(9, -1)).reshape(36, *kernel.shape[2:])
 
-    def some(x: jax.Array) -> jax.Array:
-        windows, (n, down, right) = _windows(x, padding)
-        return _tiles(_products(windows, taps, (2, 1), precision), n, down, right)
-
-    count = _together(x, kernel.shape[3])
-    y = lax.map(some, x.reshape(-1, count, *x.shape[1:]))
     (top, bottom), (left, low) = padding
     H, W = x.shape[1] + top + bottom - 2, x.shape[2] + left + low - 2
+    count = _together(x, kernel.shape[3])
+
+    def some(x: jax.Array) -> jax.Array:
+        y = _products(_windows(x, padding), taps, (2, 1), precision)
+        return _tiles(y, count, _fours(H), _fours(W))
+
+    y = lax.map(some, x.reshape(-1, count, *x.shape[1:]))
     return y.reshape(len(x), *y.shape[2:])[:, :H, :W]
 
 
@@ -93,7 +94,7 @@ def kernel_gradient(
 
     def some(both: list[jax.Array]) -> jax.Array:
         x, g = both
-        return _products(_windows(x, padding)[0], _outputs(g), (1, 1), precision)
+        return _products(_windows(x, padding), _outputs(g), (1, 1), precision)
 
     C, D = x.shape[3], g.shape[3]
     count = _together(x, D)
@@ -129,17 +130,17 @@ def _by_both(matrix: np.ndarray, x: jax.Array) -> jax.Array:
     return jnp.asarray(np.kron(matrix, matrix), x.dtype) @ x
 
 
-def _windows(x: jax.Array, padding: Pads) -> tuple[jax.Array, tuple[int, int, int]]:
-    """Transform [n, H, W, C] to [36, n down right, C], and tell n, down and right."""
+def _windows(x: jax.Array, padding: Pads) -> jax.Array:
+    """Transform [n, H, W, C] to [36, n down right, C]."""
     (top, bottom), (left, low) = padding
-    n, H, W, C = x.shape
+    _, H, W, C = x.shape
     down, right = _fours(H + top + bottom - 2), _fours(W + left + low - 2)
     fill = (top, 4 * down + 2 - H - top), (left, 4 * right + 2 - W - left)
     x = jnp.pad(x, ((0, 0), *fill, (0, 0)))
     high, wide = 4 * down - 3, 4 * right - 3
     rows = _sums(_PIXELS, lambda i: x[:, i : i + high : 4], axis=0)
     both = _sums(_PIXELS, lambda j: rows[:, :, :, j : j + wide : 4], axis=1)
-    return both.reshape(36, -1, C), (n, down, right)
+    return both.reshape(36, -1, C)
 
 
 def _outputs(g: jax.Array) -> jax.Array:
