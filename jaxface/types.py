@@ -88,6 +88,35 @@ class Labelled(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Picked:
+    """Some images of a source, in the order given; a `Source`."""
+
+    images: Source
+    which: np.ndarray
+
+    @property
+    def color(self) -> str:
+        """Theirs."""
+        return self.images.color
+
+    @property
+    def num_classes(self) -> int:
+        """Theirs; a class may have no image here."""
+        return self.images.num_classes
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
+        """Return (encoded bytes or pixels, label) of the i-th picked."""
+        return self.images.read(int(self.which[i]))
+
+    def name(self, i: int) -> str:
+        """Return where it came from."""
+        return self.images.name(int(self.which[i]))
+
+
+@dataclasses.dataclass(frozen=True)
 class Pairs:
     """A verification list over a source.
 

@@ -40,7 +40,7 @@ from absl import flags, logging
 
 from jaxface import assembly, atomic, cli, evaluation, experiment, parallel, spec, types
 from jaxface.data import host, pipeline
-from jaxface.data.sources import pairs_sampled, synthetic
+from jaxface.data.sources import synthetic
 
 AXIS = "data"
 QUICKSTART = pathlib.Path(__file__).parent.parent / "configs" / "quickstart.py"
@@ -94,7 +94,7 @@ def baselines(
         return {name: e.run(embed_all) for name, e in run.evaluators.items()}
 
     few = np.unique(np.linspace(0, len(run.source) - 1, 1500).astype(int))
-    train = _pixels(run, pairs_sampled.Subset(run.source, few))
+    train = _pixels(run, types.Picked(run.source, few))
     found = {name: verify(e) for name, e in simple_embeddings(train).items()}
     found["untrained net"] = evaluation.evaluate(run, run.first_state().variables)
     if workdir:

@@ -34,7 +34,6 @@ from jaxface import (
     types,
 )
 from jaxface.data import decode
-from jaxface.data.sources import pairs_sampled
 from jaxface.eval import comparison, project, report, rows, saliency, verification
 
 _WORKDIRS = flags.DEFINE_multi_string(
@@ -243,7 +242,7 @@ def driving(
     low, high = (end.reshape(1, 1, 3) for end in network.span)
 
     def drives(i: int, j: int) -> np.ndarray:
-        pair = pairs_sampled.Subset(images, np.array([i, j]))
+        pair = types.Picked(images, np.array([i, j]))
         batch, _ = next(iter(network.inputs(pair)))
         left, right = np.asarray(batch[:2])
         if _SALIENCY.value == "occlusion":

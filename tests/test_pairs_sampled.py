@@ -41,7 +41,7 @@ def uneven():
 def test_sampled_pairs_keep_their_laws(count, folds):
     labels = uneven()
     found = pairs_sampled.pairs(Locked(labels), count=count, folds=folds)
-    ends = found.images.index[np.stack([found.left, found.right], 1)]
+    ends = found.images.which[np.stack([found.left, found.right], 1)]
     assert len(found) == count
     assert found.same.sum() == count // 2
     np.testing.assert_array_equal(labels[ends], found.people)
@@ -52,13 +52,13 @@ def test_sampled_pairs_keep_their_laws(count, folds):
     assert len(set().union(*where)) == sum(len(w) for w in where)
     sizes = np.bincount(found.fold)
     assert sizes.max() - sizes.min() <= 2
-    np.testing.assert_array_equal(np.unique(ends), found.images.index)
+    np.testing.assert_array_equal(np.unique(ends), found.images.which)
 
 
 def test_sampled_images_are_the_sources():
     found = pairs_sampled.pairs(Labelled(uneven()), count=60, folds=3)
-    at = int(found.images.index[5])
-    assert found.images.read(5) == (str(at).encode(), found.images.whole.labels[at])
+    at = int(found.images.which[5])
+    assert found.images.read(5) == (str(at).encode(), found.images.images.labels[at])
     assert found.images.name(5) == f"image {at}"
     assert found.images.color == "bgr"
 
@@ -66,7 +66,7 @@ def test_sampled_images_are_the_sources():
 def test_a_draw_depends_on_the_seed_alone():
     def ends(seed):
         found = pairs_sampled.pairs(Labelled(uneven()), count=80, folds=2, seed=seed)
-        return found.images.index[found.left].tolist()
+        return found.images.which[found.left].tolist()
 
     assert ends(1) == ends(1) != ends(2)
 
@@ -92,7 +92,7 @@ def test_impostor_pairs_are_uniform():
     drawn = collections.Counter()
     for seed in range(1100):
         found = pairs_sampled.pairs(Labelled(labels), count=2, folds=1, seed=seed)
-        drawn[tuple(found.images.index[[found.left[1], found.right[1]]])] += 1
+        drawn[tuple(found.images.which[[found.left[1], found.right[1]]])] += 1
     assert len(drawn) == 11  # 3 * 1 + 3 * 2 + 1 * 2
     assert min(drawn.values()) > 60  # 4 standard deviations below 100
 

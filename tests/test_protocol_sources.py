@@ -188,7 +188,7 @@ def test_pairs_are_picked_by_values(tmp_path, monkeypatch):
     found = pairs_where.pairs(pairs, path=path, apart=3)
     keep = np.abs(pairs.left - pairs.right) >= 3
     assert said == [f"pairs_where: {np.sum(~keep)} of 180 pairs left out"]
-    number = found.images.whole.number[found.images.index]
+    number = found.images.images.number[found.images.which]
     np.testing.assert_array_equal(number[found.left], pairs.left[keep])
     np.testing.assert_array_equal(number[found.right], pairs.right[keep])
     np.testing.assert_array_equal(found.people, pairs.people[keep])

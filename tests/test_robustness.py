@@ -10,7 +10,7 @@ import pytest
 import test_embed as nets
 import test_verification as lists
 
-from jaxface import assembly
+from jaxface import assembly, types
 from jaxface.data import ops
 from jaxface.eval import folds, robustness, verification
 
@@ -84,7 +84,7 @@ def test_a_point_is_what_loops_find_with_the_clean_pairs_threshold():
 
 def test_an_attack_stays_in_its_box_and_turns_the_cosines():
     net, p = nets.network()[0], pairs()
-    source = robustness.Picked(p.images, p.right)
+    source = types.Picked(p.images, p.right)
     images, mask = next(net.inputs(source))
     left = net(p.images)[p.left[: len(mask)]]
     way = np.where(p.same[: len(mask)], -1.0, 1.0).astype(np.float32)

@@ -165,42 +165,13 @@ class Evaluator:
 
             return {levels: attacked(levels) for levels in self.attack}
         once, back = np.unique(pairs.right, return_inverse=True)
-        images = Picked(pairs.images, once)
+        images = types.Picked(pairs.images, once)
 
         def embedded(line: str) -> Callable[[], np.ndarray]:
             return lambda: network.degraded(line)(images)[back]
 
         lines = {**CURVES, **self.more}[kind]
         return {strength: embedded(line) for strength, line in lines.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Picked:
-    """Some images of a source, in the order given; a `types.Source`."""
-
-    images: types.Source
-    which: np.ndarray
-
-    @property
-    def color(self) -> str:
-        """Theirs."""
-        return self.images.color
-
-    @property
-    def num_classes(self) -> int:
-        """Theirs."""
-        return self.images.num_classes
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
-        """Return (encoded bytes or pixels, label) of the i-th picked."""
-        return self.images.read(int(self.which[i]))
-
-    def name(self, i: int) -> str:
-        """Return where it came from."""
-        return self.images.name(int(self.which[i]))
 
 
 class _Judge:
@@ -229,7 +200,7 @@ class _Judge:
         n, N = len(self._embedding), len(pairs)
         swapped = dataclasses.replace(
             pairs,
-            images=Picked(pairs.images, np.append(np.arange(n), pairs.right)),
+            images=types.Picked(pairs.images, np.append(np.arange(n), pairs.right)),
             right=n + np.arange(N),
         )
         rows = np.concatenate([self._embedding, damaged])
@@ -277,7 +248,7 @@ def attack(
     # +1: the cosine is to rise
     way = np.where(pairs.same, -1.0, 1.0).astype(np.float32)
     begin, rows = 0, []
-    for images, mask in network.inputs(Picked(pairs.images, pairs.right)):
+    for images, mask in network.inputs(types.Picked(pairs.images, pairs.right)):
         at = slice(begin, begin + int(mask.sum()))
         filled = ((0, len(mask) - (at.stop - begin)),)
         changed = perturb(

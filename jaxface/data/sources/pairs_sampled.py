@@ -10,40 +10,9 @@ people it is judged on; the draw depends on the seed and the labels alone.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from jaxface import types
-
-
-@dataclasses.dataclass(frozen=True)
-class Subset:
-    """The images of a source that some list uses, as a `types.Source`."""
-
-    whole: types.Source
-    index: np.ndarray
-
-    @property
-    def color(self) -> str:
-        """Return the channel order of the whole source."""
-        return self.whole.color
-
-    @property
-    def num_classes(self) -> int:
-        """Return the number of labels of the whole source."""
-        return self.whole.num_classes
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
-        """Return (image, label) of the i-th image of the subset."""
-        return self.whole.read(int(self.index[i]))
-
-    def name(self, i: int) -> str:
-        """Return where the i-th image of the subset came from."""
-        return self.whole.name(int(self.index[i]))
 
 
 def pairs(
@@ -96,7 +65,7 @@ def pairs(
     drawn, index = np.unique(np.concatenate(ends), return_inverse=True)
     left, right = index.reshape(-1, 2).T
     return types.Pairs(
-        images=Subset(source, drawn),
+        images=types.Picked(source, drawn),
         left=left,
         right=right,
         same=np.concatenate(same),

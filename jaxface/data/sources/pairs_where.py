@@ -19,7 +19,6 @@ from absl import logging
 
 from jaxface import types
 from jaxface.data import attributes
-from jaxface.data.sources import pairs_sampled
 
 
 def pairs(
@@ -60,7 +59,7 @@ def pairs(
     )
     left, right = ends.reshape(2, -1)
     kept = types.Pairs(
-        images=pairs_sampled.Subset(base.images, used),
+        images=types.Picked(base.images, used),
         left=left,
         right=right,
         same=base.same[keep],
