@@ -229,11 +229,7 @@ def writer(source: Any, out: pathlib.Path) -> prepare.Writer:
     if _FORMAT.value == "recordio":
         from jaxface.data.sources import recordio
 
-        def write(source: Any, out: pathlib.Path, *, progress: Any, **kept: Any) -> Any:
-            recordio.write(source, out, **kept)
-            progress(len(kept["images"]))
-
-        return write
+        return recordio.write
 
     prepared.check_names(
         out.name, source.classes if isinstance(source, types.Named) else None
