@@ -140,7 +140,10 @@ def prepare(
     facts["ignored"] = getattr(source, "ignored", 0)
     if met:
         joined = int(np.sum(met.same != np.arange(len(met.same))))
-        facts["people"] = {"classes_joined": joined, "compared": "; ".join(met.said.splitlines())}
+        facts["people"] = {
+            "classes_joined": joined,
+            "compared": "; ".join(met.said.splitlines()),
+        }
     facts |= about or {}
     pictures = card.sheet(seen.images, choice.images, choice.labels, people=sheet)
     for name, text in {
