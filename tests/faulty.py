@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 
+import jax
+
 from jaxface.train import monitor, saver
 
 AT = next(x.removeprefix("--workdir=") for x in sys.argv if x.startswith("--workdir="))
@@ -42,6 +44,7 @@ def full():
 FAULTS = {
     "none": lambda: None,
     "signal": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "signal-one": lambda: jax.process_index() and FAULTS["signal"](),
     "full": full,
     "read-only": read_only,
     "vanished": lambda: mount("--types", "tmpfs", "none", AT),

@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import threading
 
 import jax.numpy as jnp
 import pytest
 
-from jaxface.train import loop, monitor, writers
+from jaxface.train import loop, monitor, stopping, writers
 
 
 def run(
@@ -40,7 +39,7 @@ def run(
             log_every=every.get("log", 2),
             eval_every=every.get("look", 4),
             save_every=every.get("save", 3),
-            stop=stop or threading.Event(),
+            stop=stop or (lambda: False),
         )
 
 
@@ -88,7 +87,7 @@ def test_a_lost_gradient_stops_before_it_is_saved(tmp_path):
 
 def test_a_signal_saves_and_returns(tmp_path):
     saved = []
-    with loop.stop_on_signals() as stop:
+    with stopping.on_signals() as stop:
         state = run(
             tmp_path,
             losses=[1.0] * 9,

@@ -102,6 +102,22 @@ def test_who_cannot_join_says_so(given, words):
     assert re.search(words, done.stderr), done.stderr
 
 
+@pytest.mark.slow
+def test_a_signal_before_the_run_listens_ends_a_process_as_ever():
+    code = (
+        "import os, signal, socket\n"
+        "from jaxface import parallel\n"
+        "with socket.socket() as probe:\n"
+        "    probe.bind(('127.0.0.1', 0))\n"
+        "    port = probe.getsockname()[1]\n"
+        "parallel.start(coordinator=f'127.0.0.1:{port}')\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "signal.pause()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120)
+    assert done.returncode == -signal.SIGTERM
+
+
 def together(workdir):
     """Start two processes that would train for hours, once both have taken steps."""
     given = [f"--config={ROOT}/tests/tiny.py", f"--workdir={workdir}"]
