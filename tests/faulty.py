@@ -59,8 +59,8 @@ def main():
         begin(self, *args, **facts)
         self.settle()
 
-    def pushed(self, done, metrics):
-        push(self, done, metrics)
+    def pushed(self, done, metrics, **given):
+        push(self, done, metrics, **given)
         if done == int(step):
             FAULTS[fault]()
 

@@ -22,6 +22,17 @@ CODE = (  # train.py as a user starts it, with the tests' compilation cache
     "runpy.run_path('launch/train.py', run_name='__main__')"
 )
 
+LATE = (  # the data of process 1 takes longer than all the rest
+    "import jax, time\n"
+    "from jaxface import experiment\n"
+    "made = experiment.batches_of\n"
+    "def late(run, loader):\n"
+    "    for batch in made(run, loader):\n"
+    "        time.sleep(0.2 * jax.process_index())\n"
+    "        yield batch\n"
+    "experiment.batches_of = late\n"
+)
+
 
 @pytest.fixture
 def one_of_two(monkeypatch):
@@ -125,7 +136,7 @@ def together(workdir):
     given += ["--peer_timeout=10", "--config.eval.every=1000000 steps"]
     given += ["--config.checkpoint.best=", "--config.checkpoint.every=1000000 steps"]
     script = workdir.with_name("script.py")
-    script.write_text(CODE)
+    script.write_text(LATE + CODE)
     line = [sys.executable, "launch/local.py", "-n", "2", "--grace=20", "--"]
     line += [str(script), *given]
     running = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -154,6 +165,10 @@ def child(running, index):
 def test_a_dead_or_hanging_process_ends_the_other(tmp_path, number):
     workdir = tmp_path / "run"
     running = together(workdir)
+    log = workdir / "logs" / "process-0.log"
+    while "all wait for the data of process 1" not in log.read_text():
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.2)
     os.kill(child(running, 1), number)
     _, said = running.communicate(timeout=200)
     assert running.returncode in (134, 137, processes.AGAIN), said[-2000:]

@@ -9,6 +9,7 @@ checkpoint is always a good one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,8 +52,11 @@ def run(
             returns.
     """
     for done in range(start + 1, total + 1):
-        state, metrics = step(state, next(batches))
-        monitor.push(done, metrics)
+        begun = time.monotonic()
+        batch = next(batches)
+        waited = time.monotonic() - begun
+        state, metrics = step(state, batch)
+        monitor.push(done, metrics, waited=waited)
         last = done == total
         to_eval, to_save = last or not done % eval_every, last or not done % save_every
         stopping = not last and stop()
