@@ -62,9 +62,8 @@ def log_to_file(path: pathlib.Path) -> None:
     """Append all that jaxface logs to a file too, made with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(path)
-    handler.setFormatter(logging.get_absl_handler().formatter)
+    handler.setFormatter(logging.PythonFormatter())
     handler.addFilter(_wanted)
-    logging.get_absl_logger().addHandler(handler)
     standard.getLogger().addHandler(handler)
 
 
