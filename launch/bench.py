@@ -192,7 +192,10 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "step: what the networks compute in."
 )
 _VS = flags.DEFINE_enum(
-    "vs", None, ["torch"], "step: race PyTorch's step of the same networks as well."
+    "vs",
+    "",
+    ["", "torch", "native"],
+    "step: race PyTorch's, or XLA's own forms of ours.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "baselines: a trained run; without one, the untrained quickstart."
@@ -231,7 +234,7 @@ WHAT: dict[str, Callable[[], list[harness.Row]]] = {
         size=_SIZE.value,
         classes=_CLASSES.value,
         dtype=_DTYPE.value,
-        torch=_VS.value == "torch",
+        vs=_VS.value,
         repeats=_REPEATS.value,
     ),
     "start": lambda: [

@@ -4,7 +4,7 @@ Law: the images are on the devices already and no step waits for the host; who i
 compared takes turns (`harness`), and the peak that speeds are a share of is a matrix
 product raced in the same rounds.
 
-    rows = step(["vit.t"], batch=16, size=112, classes=1000, torch=True)
+    rows = step(["vit.t"], batch=16, size=112, classes=1000, vs="torch")
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxface import embed, models, parallel, spec, types
 from jaxface.losses import softmax
+from jaxface.models import forms
 from jaxface.train import optim
 from jaxface.train import step as steps
 
@@ -47,7 +48,7 @@ def step(
     size: int,
     classes: int,
     dtype: str = "float32",
-    torch: bool = False,
+    vs: str = "",
     repeats: int = 7,
 ) -> list[harness.Row]:
     """Images a second of training and of evaluation, on all devices.
@@ -58,14 +59,15 @@ def step(
         size: height and width of an image in pixels.
         classes: C of the head.
         dtype: what the networks compute in; parameters stay float32.
-        torch: race PyTorch's step of the same networks too, the best way it has here.
+        vs: also race "torch", PyTorch's step of the same networks, the best way it has
+            here, or "native", ours in XLA's own forms only.
         repeats: rounds timed.
 
     Returns:
         For every model the seconds to compile its train step and its forward pass and
         the memory of a step, then the speeds of both, the share of a matrix product's
         rate that the compiler's count of operations in a forward pass, three times that
-        in a step, amounts to, and ours / PyTorch's.
+        in a step, amounts to, and ours / the other's.
 
     Raises:
         KeyError: an unknown model.
@@ -76,7 +78,7 @@ def step(
     if batch % mesh.size:
         raise ValueError(f"{mesh.size} devices cannot share {batch} images evenly")
     kind = mesh.devices.flat[0].platform
-    if torch and (kind, dtype) != ("cpu", "float32"):
+    if vs == "torch" and (kind, dtype) != ("cpu", "float32"):
         raise ValueError(
             f"PyTorch's step is raced on CPUs in float32; this is {dtype} on {kind}:"
             " leave --vs out"
@@ -87,12 +89,15 @@ def step(
     rows: list[harness.Row] = []
     flops: dict[str, float] = {}
     candidates = {"matmul": _matmul(mesh, dtype)}
-    rivals: dict[str, str] = {}  # PyTorch's best -> ours
+    rivals: dict[str, str] = {}  # the other's -> ours
     for line in lines:
         call = spec.parse_one(line)
         make = spec.module(models, call, kind="model", default="Model")
         model = spec.bind(make, call)(dtype=jnp.dtype(dtype))
-        train, state = train_step(model, mesh=mesh, data=data, classes=classes)
+        begin = functools.partial(
+            train_step, model, mesh=mesh, data=data, classes=classes
+        )
+        train, state = begin()
         forward = embed.compile_forward(model.apply, mesh=mesh, axis=AXIS)
         variables = jax.tree.map(jnp.copy, state.variables)  # training donates its own
         train, train_rows = _compiled(f"train {line}", train, state, data)
@@ -106,9 +111,17 @@ def step(
             training(train, state, data), batch
         )
         candidates[f"forward {line}"] = harness.Candidate(passing, batch)
-        if torch:
+        if vs == "torch":
             name, best = _best_torch(line, given, classes)
             candidates[name] = harness.Candidate(best, batch)
+            rivals[name] = f"train {line}"
+        elif vs == "native":
+            name = f"native: train {line}"
+            train, state = begin()
+            with forms.native():
+                train, more = _compiled(name, train, state, data)
+            rows += more
+            candidates[name] = harness.Candidate(training(train, state, data), batch)
             rivals[name] = f"train {line}"
     raced = harness.race(candidates, unit="images/s", repeats=repeats)
     value = {row.name: row.value for row in raced}

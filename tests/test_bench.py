@@ -128,6 +128,16 @@ def test_a_model_is_compiled_trained_and_passed(bench):
         assert 0 < row.low <= row.value <= row.high, row
 
 
+def test_our_forms_are_raced_against_xlas(bench):
+    net = "iresnet(stages=(1,), widths=(32,), dim=8)"
+    given = {"batch": 8, "size": 16, "classes": 10, "repeats": 1}
+    rows = bench.bench_step.step([net], vs="native", **given)
+    memory = [row.value for row in rows if row.unit == "MB"]
+    assert len(set(memory)) == 2  # another program
+    assert rows[-1].name == f"train {net} / native: train {net}"
+    assert (rows[-1].unit, rows[-1].value > 0) == ("times", True)
+
+
 def test_a_timed_step_goes_on_from_the_one_before(bench):
     room = bench.bench_step
     mesh = parallel.make_mesh(axis="data")
@@ -144,7 +154,7 @@ def test_step_refuses_what_devices_cannot_share(bench):
         bench.bench_step.step(["iresnet"], batch=12, size=16, classes=10)
     with pytest.raises(ValueError, match="in float32; this is bfloat16 on cpu"):
         bench.bench_step.step(
-            ["iresnet"], batch=8, size=16, classes=10, dtype="bfloat16", torch=True
+            ["iresnet"], batch=8, size=16, classes=10, dtype="bfloat16", vs="torch"
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from jaxface.models import convolve, winograd
+from jaxface.models import convolve, depthwise, forms, normalize, winograd
 
 CASES = [  # kernel, strides, padding, input [H, W, C], D; FAST has our route
     ((3, 3), (2, 2), ((1, 1), (1, 1)), (15, 30, 32), 33),
@@ -127,3 +127,26 @@ def test_what_it_cannot_do_is_refused():
         convolve.convolve(x, kernel, (1, 1), none, rhs_dilation=(2, 2))
     with pytest.raises(ValueError, match="wanted the last axis"):
         convolve.dot(x, kernel, (((3,), (2,)), ((), ())))
+
+
+def test_one_switch_takes_xlas_own_forms():
+    same = ((1, 1), (1, 1))
+
+    def layers(x, kernel, taps):
+        y = depthwise.depthwise(convolve.convolve(x, kernel, (1, 1), same), taps)
+        return y.sum() + sum(normalize.statistics(y, y[0, 0, 0], None)).sum()
+
+    shapes = (2, 16, 16, 32), (3, 3, 32, 32), (3, 3, 1, 32)
+    given = [jnp.ones(shape) for shape in shapes]
+
+    def text():
+        slope = jax.jit(jax.grad(lambda *x: layers(*x), (0, 1, 2)))
+        return slope.lower(*given).as_text()
+
+    ours = text()
+    with forms.native():
+        native = text()
+    # a convolution, its two gradients; the same of channels on their own
+    assert native.count("stablehlo.convolution") == 6
+    assert ours.count("stablehlo.convolution") == 1
+    assert text() == ours

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxface.models import winograd
+from jaxface.models import forms, winograd
 
 Pads = winograd.Pads
 
@@ -142,8 +142,8 @@ def _backward(strides: Any, padding: Any, precision: Any, saved: Any, g: Any) ->
     def fast_dk(x: jax.Array, g: jax.Array) -> jax.Array:
         return winograd.kernel_gradient(x, g, padding, precision)
 
-    dx = lax.platform_dependent(kernel, g, cpu=fast_dx, default=native_dx)
-    return dx, lax.platform_dependent(x, g, cpu=fast_dk, default=native_dk)
+    dx = forms.choose(kernel, g, cpu=fast_dx, native=native_dx)
+    return dx, forms.choose(x, g, cpu=fast_dk, native=native_dk)
 
 
 _convolve.defvjp(_forward, _backward)

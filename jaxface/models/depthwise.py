@@ -18,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from jaxface.models import common
+from jaxface.models import common, forms
 
 
 def depthwise(
@@ -61,11 +61,11 @@ def depthwise(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    return lax.platform_dependent(
+    return forms.choose(
         x,
         kernel,
         cpu=functools.partial(_shifted, stride=stride, padding=padding),
-        default=functools.partial(_native, stride=stride, padding=padding),
+        native=functools.partial(_native, stride=stride, padding=padding),
     )
 
 
@@ -83,7 +83,7 @@ def _backward(stride: int, padding: int, saved: Any, g: jax.Array) -> Any:
         dk = _shifted_dk(x, g, kernel.shape, stride=stride, padding=padding)
         return dx, dk.astype(kernel.dtype)
 
-    return lax.platform_dependent(*saved, g, cpu=shifted, default=native)
+    return forms.choose(*saved, g, cpu=shifted, native=native)
 
 
 _depthwise.defvjp(_forward, _backward)

@@ -19,6 +19,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxface import parallel
+from jaxface.models import forms
 
 
 class BatchNorm(nn.Module):
@@ -88,7 +89,7 @@ def statistics(
         near: [C] about where the mean is, the same on all devices: the running one.
         axis: mesh axis name(s); None: of this device alone.
     """
-    mean, var = lax.platform_dependent(x, near, cpu=_in_two, default=_in_one)
+    mean, var = forms.choose(x, near, cpu=_in_two, native=_in_one)
     if axis is None:
         return mean, var
     off = mean - near
