@@ -22,10 +22,13 @@ DISKS = {
 }
 
 
-def train(workdir, fault="none", step=0, *flags):
+def train(workdir, fault="none", step=0, *flags, processes=1):
     """Run tests/faulty.py; return (exit code, what it said last)."""
-    line = [sys.executable, "tests/faulty.py", fault, str(step)]
+    line = ["tests/faulty.py", fault, str(step)]
     line += [*FLAGS, f"--workdir={workdir}", *flags]
+    if processes > 1:
+        line = ["launch/local.py", "-n", str(processes), "--", *line]
+    line = [sys.executable, *line]
     if fault in DISKS:
         try:
             subprocess.run([*ALONE, "true"], check=True, capture_output=True)
