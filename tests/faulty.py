@@ -2,12 +2,14 @@
 
     python tests/faulty.py FAULT STEP --config=... --workdir=...
 
-The fault comes when a step is done and every save before it has ended. Mounts want a
-mount namespace of their own: `unshare --mount python tests/faulty.py read-only ...`.
+The fault comes when a step is done and every save before it has ended; of several
+processes only the first makes it, but for a signal. Mounts want a mount namespace of
+their own: `unshare --mount python tests/faulty.py read-only ...`.
 """
 
 import contextlib
 import os
+import resource
 import runpy
 import shutil
 import signal
@@ -39,10 +41,17 @@ def full():
             file.write(bytes(4096))
 
 
+def limited():
+    """Write no large file in this process, as when the disk fills up during a save."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+
+
 FAULTS = {
     "none": lambda: None,
     "signal": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "full": full,
+    "limited": limited,
     "read-only": read_only,
     "vanished": lambda: mount("--types", "tmpfs", "none", AT),
 }
@@ -58,7 +67,7 @@ def main():
 
     def pushed(self, done, metrics):
         push(self, done, metrics)
-        if done == int(step):
+        if done == int(step) and (fault == "signal" or "--process=1" not in flags):
             FAULTS[fault]()
 
     saver.Saver.save, monitor.Monitor.push = save, pushed

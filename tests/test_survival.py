@@ -137,6 +137,7 @@ def test_a_disk_of_several_processes_ends_them(tmp_path, monkeypatch):
     one = saver.Saver(manager, home=tmp_path / "config.json")
     with pytest.raises(OSError, match=r"step 5 was not saved.*is its disk mounted"):
         one.save(5, {})
+    one.settle()  # waits for nobody
 
 
 def test_a_log_file_on_a_full_disk_says_so_once(tmp_path, full, capsys):
