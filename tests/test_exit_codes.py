@@ -97,8 +97,16 @@ def test_a_stopped_run_and_the_same_command_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lost_loss_ends_the_run(tmp_path):
-    code, said = train(tmp_path, "none", 0, "--config.optim.lr=1e30")
+@pytest.mark.parametrize(
+    ("policy", "row", "rolled"),
+    [("stop", 0, 0), ("skip(after=2)", 2, 0), ("rollback(after=1, times=2)", 1, 2)],
+)
+def test_a_lost_loss_ends_the_run(tmp_path, policy, row, rolled):
+    flags = ("--config.optim.lr=1e30", f"--config.train.nonfinite={policy}")
+    code, said = train(tmp_path, "none", 0, *flags)
     assert code == 1
-    assert "error: loss is " in said.splitlines()[-1]
-    assert "Last good checkpoint: none yet" in said.splitlines()[-1]
+    assert said.count("ROLLED BACK to step 0") == rolled
+    *_, last = said.splitlines()
+    assert last.startswith("error: loss is ")
+    assert (f"; {row} steps in a row were left out: its batch" in last) == (row > 0)
+    assert "Last good checkpoint: none yet" in last
