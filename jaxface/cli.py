@@ -2,7 +2,7 @@
 
 The one law: what a user can mend is told in one line and exits with 1; a traceback
 is left for our own mistakes. `--debug` shows it for both. A run that a signal ended
-early, saved, exits with 75: start it again.
+early, saved, exits with 75: start it again. `--cpu-devices` is `--cpu_devices`.
 
     cli.run(main)              # instead of absl's app.run(main)
 """
@@ -62,9 +62,8 @@ def log_to_file(path: pathlib.Path) -> None:
     """Append all that jaxface logs to a file too, made with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(path)
-    handler.setFormatter(logging.get_absl_handler().formatter)
+    handler.setFormatter(logging.PythonFormatter())
     handler.addFilter(_wanted)
-    logging.get_absl_logger().addHandler(handler)
     standard.getLogger().addHandler(handler)
 
 
@@ -91,10 +90,18 @@ def _wanted(record: Any) -> bool:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
+        return app.parse_flags_with_usage([_spelled(word) for word in argv])
     except (KeyError, AttributeError, ValueError, OSError) as error:
         # A config file or an override of it that cannot be read.
         sys.exit(f"error: {_line(error)}")
+
+
+def _spelled(word: str) -> str:
+    """Return a flag as it is defined, whose words a hyphen may part too."""
+    name, equals, value = word.partition("=")
+    flag = name.removeprefix("--").replace("-", "_")
+    known = flag in flags.FLAGS or flag.removeprefix("no") in flags.FLAGS
+    return f"--{flag}{equals}{value}" if known and name.startswith("--") else word
 
 
 def _line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,7 @@ from jaxface.data import decode, duplicates
 FEW = "too few images of the person"
 DUPLICATE = "duplicate"
 CONFLICT = "one picture under several people"
+OVERLAP = "person of the test set"
 
 _LIKENESS = 0.95  # correlation of two 32 x 32 grey pictures that are one picture
 
@@ -94,12 +95,22 @@ def groups(seen: examine.Seen, *, near: int = 3) -> list[np.ndarray]:
     return _joined(len(seen), np.concatenate([equal, pairs]))
 
 
-def choose(seen: examine.Seen, alike: Sequence[np.ndarray], policy: Policy) -> Choice:
-    """Apply a policy; every image ends up kept or dropped, never both."""
+def choose(
+    seen: examine.Seen,
+    alike: Sequence[np.ndarray],
+    policy: Policy,
+    *,
+    out: Mapping[int, str] | None = None,
+) -> Choice:
+    """Apply a policy; every image ends up kept or dropped, never both.
+
+    Args:
+        seen: the rows.
+        alike: from `groups`.
+        policy: what is left out.
+        out: people who must not be in the set -> how they are known.
+    """
     why: dict[int, Drop] = {}
-    for i in np.flatnonzero(seen.fault != "").tolist():
-        reason, _, detail = str(seen.fault[i]).partition(": ")
-        why[i] = Drop(i, reason, detail)
     for group in alike:
         if policy.drop_conflicts and len(np.unique(seen.label[group])) > 1:
             for i in group.tolist():
@@ -110,6 +121,12 @@ def choose(seen: examine.Seen, alike: Sequence[np.ndarray], policy: Policy) -> C
                 first = int(group[seen.label[group] == seen.label[i]][0])
                 if i != first:
                     why[i] = Drop(i, DUPLICATE, seen.images.name(first))
+    for label, detail in (out or {}).items():
+        for i in np.flatnonzero(seen.label == label).tolist():
+            why[i] = Drop(i, OVERLAP, detail)
+    for i in np.flatnonzero(seen.fault != "").tolist():
+        reason, _, detail = str(seen.fault[i]).partition(": ")
+        why[i] = Drop(i, reason, detail)
     kept = np.setdiff1d(np.arange(len(seen)), np.array(list(why), np.int64))
     people, which, counts = np.unique(
         seen.label[kept], return_inverse=True, return_counts=True

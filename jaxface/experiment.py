@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -34,7 +33,7 @@ from jaxface import (
     transfer,
 )
 from jaxface.assembly import Run
-from jaxface.train import guard, loop, monitor, tracing, writers
+from jaxface.train import guard, loop, monitor, stopping, tracing, writers
 from jaxface.train import saver as savers
 from jaxface.train import step as steps
 from jaxface.types import Batch, Batches, Result
@@ -82,7 +81,7 @@ def train(
     start, state = _start(run, manager)
     traces = places.local(workdir) / "profile" / f"process-{jax.process_index()}"
     with (
-        loop.stop_on_signals() as stop,
+        stopping.on_signals() as stop,
         tracing.window(run.step, steps=profile, folder=traces) as traced,
     ):
 
@@ -110,7 +109,7 @@ def _train_on(
     saver: savers.Saver,
     start: int,
     state: steps.TrainState,
-    stop: threading.Event,
+    stop: Callable[[], bool],
     step: tracing.Step,
 ) -> steps.TrainState:
     """Train from a step to the end, a signal or a loss that is lost."""

@@ -328,6 +328,8 @@ def start(
                 " --coordinator=HOST:PORT of process 0, or auto"
             )
         return
+    # It would keep SIGTERM to itself until `stopping.on_signals`, which does its work.
+    jax.config.update("jax_enable_preemption_service", False)
     told: dict[str, Any] = {
         "initialization_timeout": join_seconds,
         "heartbeat_timeout_seconds": peer_seconds,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import os
 import re
 from typing import Any
 
@@ -127,6 +128,8 @@ def topology(name: str) -> Topology:
         if wanted > len(devices):
             raise ValueError(f"{name} wants {wanted} CPU devices, got {len(devices)}")
         return Topology(name, kind, tuple(devices[:wanted]), stand_in=True)
+    # it runs nothing, so another process may have the chips
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         import libtpu  # noqa: F401
     except ImportError:

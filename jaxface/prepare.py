@@ -45,6 +45,25 @@ class Writer(Protocol):
         ...
 
 
+class People(Protocol):
+    """What a comparison knows of the people of a source."""
+
+    @property
+    def out(self) -> Mapping[int, str]:
+        """Class -> how a person is known who must not be in the set."""
+        ...
+
+    @property
+    def same(self) -> np.ndarray:
+        """[C] int64, the first class that is the same person; itself mostly."""
+        ...
+
+    @property
+    def said(self) -> str:
+        """How it was found, for the card."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Done:
     """What `prepare` did: the rows, the choice, and the card's facts."""
@@ -61,6 +80,7 @@ def prepare(
     write: Writer,
     policy: curate.Policy,
     cut: examine.Cut | None = None,
+    meet: Callable[[types.Source], People] | None = None,
     back: Callable[[], types.Source] | None = None,
     workers: int = 1,
     sheet: int = 12,
@@ -76,6 +96,8 @@ def prepare(
         write: the form the set has.
         policy: what is left out.
         cut: how photos become aligned faces; None keeps the images as they are.
+        meet: looks at the images that may be kept, under the labels of the source, and
+            tells who is one person and who must go.
         back: opens what was written, to be compared; None to trust it.
         workers: processes that look at images.
         sheet: people shown on the card; 0 for none.
@@ -94,12 +116,15 @@ def prepare(
         source, spool, cut=cut, workers=workers, progress=tell("look", len(source))
     )
     alike = curate.groups(seen, near=policy.near)
-    choice = curate.choose(seen, alike, policy)
-    if not len(choice.images):
-        why = curate.reasons(choice.dropped)
-        raise ValueError(
-            f"none of {len(source)} images is left: {why}; is this the right source?"
-        )
+    whose, met, go = seen, None, {}
+    if meet:  # those with few images too, who may have more in another set
+        every = curate.choose(seen, alike, dataclasses.replace(policy, min_images=1))
+        _check_left(every)
+        met = meet(types.Picked(seen.images, every.images))
+        seen = dataclasses.replace(seen, label=met.same[seen.label])
+        go = {int(met.same[label]): why for label, why in met.out.items()}
+    choice = curate.choose(seen, alike, policy, out=go)
+    _check_left(choice)
     names = _classes(source, choice.people)
     write(
         seen.images,
@@ -113,10 +138,16 @@ def prepare(
         compare(back(), seen, choice, progress=tell("verify", len(choice.images)))
     facts = _facts(seen, choice, policy) | {"verified": back is not None}
     facts["ignored"] = getattr(source, "ignored", 0)
+    if met:
+        joined = int(np.sum(met.same != np.arange(len(met.same))))
+        facts["people"] = {
+            "classes_joined": joined,
+            "compared": "; ".join(met.said.splitlines()),
+        }
     facts |= about or {}
     pictures = card.sheet(seen.images, choice.images, choice.labels, people=sheet)
     for name, text in {
-        "dropped.csv": _dropped(source, seen, choice),
+        "dropped.csv": _dropped(source, whose, choice),
         "duplicates.csv": _duplicates(source, seen, choice),
         "card.html": card.page(out.name, facts, pictures),
         "card.json": json.dumps(facts, indent=1) + "\n",
@@ -185,6 +216,14 @@ def color_doubt(color: np.ndarray) -> str:
         f" red exceeds blue in {share:.0%} of {len(colored)} only: skin is redder than"
         " that; are the channels swapped (BGR)?"
     )
+
+
+def _check_left(choice: curate.Choice) -> None:
+    if not len(choice.images):
+        raise ValueError(
+            f"none of {len(choice.dropped)} images is left:"
+            f" {curate.reasons(choice.dropped)}; is this the right source?"
+        )
 
 
 def _facts(

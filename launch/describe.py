@@ -53,6 +53,8 @@ def main() -> None:
 def step() -> None:
     """Plan a config's step for each topology."""
     jax.config.update("jax_platforms", "cpu")  # libtpu, where it is, seeks no chips
+    # programs for absent devices cannot be loaded from it
+    jax.config.update("jax_enable_compilation_cache", False)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # and no metadata server
     parallel.start(cpu_devices=max(map(plan.cpu_devices, _TOPOLOGY.value)))
     if _TABLE.value:

@@ -16,6 +16,8 @@ import signal
 import subprocess
 import sys
 
+import jax
+
 from jaxface.train import monitor, saver
 
 AT = next(x.removeprefix("--workdir=") for x in sys.argv if x.startswith("--workdir="))
@@ -50,6 +52,7 @@ def limited():
 FAULTS = {
     "none": lambda: None,
     "signal": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "signal-one": lambda: jax.process_index() and FAULTS["signal"](),
     "full": full,
     "limited": limited,
     "read-only": read_only,
@@ -65,9 +68,10 @@ def main():
         begin(self, *args, **facts)
         self.settle()
 
-    def pushed(self, done, metrics):
-        push(self, done, metrics)
-        if done == int(step) and (fault == "signal" or "--process=1" not in flags):
+    def pushed(self, done, metrics, **given):
+        push(self, done, metrics, **given)
+        all_of_them = fault.startswith("signal")
+        if done == int(step) and (all_of_them or not jax.process_index()):
             FAULTS[fault]()
 
     saver.Saver.save, monitor.Monitor.push = save, pushed

@@ -1,6 +1,7 @@
 """What a run says at its end, and with which code, whatever happened to it."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -24,11 +25,11 @@ DISKS = {
 
 def train(workdir, fault="none", step=0, *flags, processes=1):
     """Run tests/faulty.py; return (exit code, what it said last)."""
-    line = ["tests/faulty.py", fault, str(step)]
-    line += [*FLAGS, f"--workdir={workdir}", *flags]
+    line = [sys.executable]
     if processes > 1:
-        line = ["launch/local.py", "-n", str(processes), "--", *line]
-    line = [sys.executable, *line]
+        line += ["launch/local.py", "-n", str(processes), "--"]
+    line += ["tests/faulty.py", fault, str(step)]
+    line += [*FLAGS, f"--workdir={workdir}", *flags]
     if fault in DISKS:
         try:
             subprocess.run([*ALONE, "true"], check=True, capture_output=True)
@@ -94,6 +95,24 @@ def test_a_stopped_run_and_the_same_command_again(tmp_path):
     assert code == 1
     assert said.count("DAMAGED CHECKPOINT, passed over") == 2
     assert said.splitlines()[-1].startswith("error: every checkpoint is damaged: ")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_soon(tmp_path):
+    rare = [f"--config.{x}.every=1000 steps" for x in ("log", "eval", "checkpoint")]
+    rare += ["--config.train.length=120 steps", "--config.log.csv=True"]
+    rare += [f"--config.checkpoint.best={chaos.BEST}"]
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    code, said = train(cut, "signal-one", 7, *rare, processes=2)
+    assert code == processes.AGAIN, said[-2000:]
+    (step,) = whole_steps(cut)
+    assert 7 <= step < 100
+    assert re.findall(r"stopped by a signal after step (\d+)", said) == [str(step)] * 2
+    for workdir in (cut, whole):
+        code, said = train(workdir, "none", 0, *rare, processes=2)
+        assert code == 0, said[-2000:]
+        assert (f"resuming at step {step}" in said) == (workdir == cut)
+    assert chaos.ended(cut) == chaos.ended(whole)
 
 
 @pytest.mark.slow

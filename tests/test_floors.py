@@ -62,6 +62,7 @@ FLOORS = {
     "teacher": 4,
     "experiment": 4,
     "plan": 4,
+    "overlaps": 4,
     "rehearsal": 4,
 }
 # `data` is a floor of its own: it may use 0 and itself only.

@@ -220,6 +220,13 @@ def test_the_jobset_has_a_process_for_every_machine_of_its_slice():
     assert spec["completions"] == spec["parallelism"] == height * width // chips
     assert spec["completionMode"] == "Indexed"
     assert container["resources"]["requests"]["google.com/tpu"] == chips
+    (rule,) = spec["podFailurePolicy"]["rules"]  # which wants pods that never restart
+    assert (pod["restartPolicy"], rule["action"]) == ("Never", "FailJob")
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert rule["onExitCodes"]["values"] == [1]
+    (then,) = job["spec"]["failurePolicy"]["rules"]
+    assert then["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert then["action"] == "FailJobSet"
     mounts = {m["name"] for m in container["volumeMounts"]}
     assert mounts == {v["name"] for v in pod["volumes"]}
 

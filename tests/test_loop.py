@@ -3,12 +3,12 @@
 import json
 import os
 import signal
-import threading
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxface.train import loop, monitor, writers
+from jaxface.train import loop, monitor, stopping, writers
 
 
 def run(
@@ -49,7 +49,7 @@ def run(
             log_every=every.get("log", 2),
             eval_every=every.get("look", 4),
             save_every=every.get("save", 3),
-            stop=stop or threading.Event(),
+            stop=stop or (lambda: False),
         )
 
 
@@ -97,7 +97,7 @@ def test_a_lost_gradient_stops_before_it_is_saved(tmp_path):
 
 def test_a_signal_saves_and_returns(tmp_path):
     saved = []
-    with loop.stop_on_signals() as stop:
+    with stopping.on_signals() as stop:
         state = run(
             tmp_path,
             losses=[1.0] * 9,
@@ -108,6 +108,37 @@ def test_a_signal_saves_and_returns(tmp_path):
     assert state == 5
     assert saved[-1] == (5, None)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("waits", "seconds", "who"),
+    [
+        ([0.0, 0.3, 0.01], 1.0, 1),
+        ([0.0, 0.3], 1.0, 1),
+        ([0.0, 0.01, 0.0, 0.0], 1.0, None),  # a step is no longer for it
+        ([0.3, 0.2, 0.2, 0.2], 1.0, None),  # all are slow
+        ([0.2, 0.0, 0.0, 0.5], 1.0, 3),
+        ([0.0, 0.0], 1.0, None),
+    ],
+)
+def test_a_process_is_late_whose_data_the_others_wait_for(waits, seconds, who):
+    assert monitor.late(np.array(waits), seconds=seconds) == who
+
+
+def test_boards_are_told_how_long_data_was_waited_for(tmp_path):
+    class Board:
+        def write(self, step, row):
+            told.append((step, row.get("data_seconds")))
+
+        def close(self): ...
+
+    told = []
+    given = {"batch_size": 2, "schedule": lambda t: 0.5, "boards": [Board()]}
+    with monitor.Monitor(tmp_path, start=0, total=2, **given) as log:
+        log.push(1, {"loss": jnp.float32(3.0)}, waited=0.5)
+        log.push(2, {"loss": jnp.float32(3.0)}, waited=1.5)
+        log.flush()
+    assert (2, 1.0) in told
 
 
 def test_events_can_be_read_by_tensorboard(tmp_path):

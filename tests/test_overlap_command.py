@@ -1,6 +1,8 @@
-"""The overlap command: planted people are listed, left out, and joined by merging."""
+"""People in two sets: planted ones are listed, left out, and joined by merging."""
 
+import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -10,8 +12,10 @@ import tiny
 from conftest import ROOT
 from PIL import Image
 
-from jaxface import assembly
-from jaxface.data.sources import synthetic
+from jaxface import assembly, curate
+from jaxface.data.sources import recordio, synthetic
+
+HERE = {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def faces(root, people):
 
 def command(network, *given):
     done = subprocess.run(
-        [sys.executable, "launch/overlap.py", f"--workdir={network}", *given],
+        [sys.executable, "launch/prepare.py", f"--workdir={network}", *given],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
@@ -44,7 +48,7 @@ def test_training_people_of_a_test_set_are_left_out(network, tmp_path):
     train = faces(tmp_path / "train", {"Ann": 1, "bob": 2, "cy": 3, "dan": 4})
     test = faces(tmp_path / "test", {"rob": 2, "eve": 5, "ann_": 6})
     out = tmp_path / "far.json"
-    flags = f"--source={train}", f"--out={out}", "--threshold=0.99999"
+    flags = f"--source={train}", f"--list={out}", "--threshold=0.99999"
     (tmp_path / "names.txt").write_text("DAN\n\nzoe\n")
     extra = f"--overlap-with={test}", f"--names-list={tmp_path / 'names.txt'}"
     code, said, error = command(network, *flags, *extra)
@@ -69,7 +73,7 @@ def test_merged_sets_share_a_person(network, tmp_path):
     }
     out = tmp_path / "shared.json"
     merge = [f"--merge={name}:{line}" for name, line in sets.items()]
-    code, said, error = command(network, *merge, f"--out={out}", "--threshold=0.99999")
+    code, said, error = command(network, *merge, f"--list={out}", "--threshold=0.99999")
     assert code == 0, error
     assert json.loads(out.read_text()) == [["web/bob", "own/b"]]
     line = said.partition("data.source: ")[2].splitlines()[0]
@@ -81,9 +85,59 @@ def test_merged_sets_share_a_person(network, tmp_path):
 @pytest.mark.slow
 def test_within_one_set_a_threshold_must_be_given(network, tmp_path):
     one = faces(tmp_path / "one", {"ann": 1, "bob": 2, "anna": 1})
-    code, _, error = command(network, f"--source={one}")
+    listing = f"--list={tmp_path / 'twice.json'}"
+    code, _, error = command(network, f"--source={one}", listing)
     assert code == 1
     assert "within one set nobody is known to be a stranger" in error
-    code, said, error = command(network, f"--source={one}", "--threshold=0.99999")
+    code, said, error = command(
+        network, f"--source={one}", listing, "--threshold=0.99999"
+    )
     assert code == 0, error
     assert "1.000  ann = anna" in said
+
+
+@pytest.mark.slow
+def test_a_set_is_written_merged_and_without_the_test_people(network, tmp_path):
+    web = faces(tmp_path / "web", {"ann": 1, "bob": 2, "cy": 3})
+    own = faces(tmp_path / "own", {"a": 1, "b": 2, "c": 5})
+    test = faces(tmp_path / "test", {"rob": 2, "eve": 6})
+    code, said, error = command(
+        network, f"--merge=web:{web}", f"--merge=own:{own}", f"--overlap-with={test}",
+        "--threshold=0.99999", f"--out={tmp_path / 'both'}", "--min-images=1",
+        "--format=recordio", "--verify",
+    )  # fmt: skip
+    assert code == 0, error
+    assert "4 images of 3 people" in said
+    kept = recordio.Source(tmp_path / "both")
+    assert [kept.read(i)[1] for i in range(4)] == [0, 0, 1, 2]
+    with (tmp_path / "both" / "dropped.csv").open(newline="") as file:
+        rows = {r["identity"]: (r["reason"], r["detail"]) for r in csv.DictReader(file)}
+    assert rows.keys() == {"web/bob", "own/b"}  # one person: both go
+    assert {reason for reason, _ in rows.values()} == {curate.OVERLAP}
+    assert all("rob" in detail for _, detail in rows.values())
+    facts = json.loads((tmp_path / "both" / "card.json").read_text())
+    assert facts["people"]["classes_joined"] == 2
+    assert "false alarms expected" in facts["people"]["compared"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--out=set"], "wanted --source=LINE, or --merge=NAME:LINE"),
+        (
+            ["--source=folder(path='a')"],
+            "wanted --out=FOLDER, --make_pack=FILE.bin, or",
+        ),
+        (["--source=folder(path='a')", "--out=b", "--make-pack=c"], "a pack is of one"),
+        (["--source=folder(path='a')", "--out=b", "--overlap-with=c"], "give its"),
+        (["--merge=folder(path='a')", "--out=b"], "wanted NAME:LINE, as in web:"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags, said, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / "prepare.py", *flags],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | HERE,
+    )  # fmt: skip
+    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    assert not list(tmp_path.iterdir())

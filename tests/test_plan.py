@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 import tiny
 from conftest import ROOT
@@ -131,3 +132,18 @@ def test_the_command_plans_for_sixteen_devices():
     head, _, *rows = done.stdout.splitlines()
     assert head in plan.HEAD
     assert [row.split(" | ")[1] for row in rows] == ["cpu:1", "h100:16"]
+
+
+@pytest.mark.slow
+# of a program for absent devices, which cannot be loaded
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
+def test_a_tpus_own_compiler_agrees_with_stand_ins(made):
+    """On what does not depend on the device: state, arithmetic, and what is sent."""
+    pytest.importorskip("libtpu", reason="pip install jaxface[tpu]")
+    found = plan.make(tiny.recipe(), plan.topology("v5e:2x4"))
+    assert (found.state, found.batch) == (made[8].state, made[8].batch)
+    assert not found.topology.stand_in
+    np.testing.assert_allclose(found.sent, made[8].sent, rtol=0.1)
+    assert {c.group for c in found.met} == {8}
+    assert made[8].flops < found.flops < 2 * made[8].flops  # a few channels are padded
+    assert "predicted step" in plan.text(found)

@@ -1,6 +1,7 @@
 """From any source to a prepared set: nothing lost, everything counted, resumable."""
 
 import csv
+import dataclasses
 import functools
 import json
 import pathlib
@@ -273,3 +274,34 @@ def test_content_hash_tells_sets_apart_and_forms_alike(tmp_path):
     Image.fromarray(picture(9)).save(tmp_path / "raw" / "bob" / "1.png")
     other = prepare_set(folder.Source(tmp_path / "raw"), tmp_path / "c")
     assert other.facts["content_hash"] != hashes[0]
+
+
+def test_people_are_joined_and_left_out_whoever_found_them(tmp_path):
+    root = people(tmp_path / "raw", ann=[1, 2], bob=[3, 4], cy=[5], di=[6, 7], ed=[8])
+    (root / "bob" / "1.png").write_bytes(b"no image")
+    seen_by_meet = []
+
+    @dataclasses.dataclass
+    class Met:
+        out: dict
+        same: np.ndarray
+        said: str = "by eye"
+
+    def meet(images):
+        seen_by_meet.extend(images.read(i)[1] for i in range(len(images)))
+        # bob and ed are one person, of the test set; cy is ann
+        return Met({1: "seen there"}, np.array([0, 1, 0, 3, 1]))
+
+    source = folder.Source(root, min_images=1)
+    policy = {"min_images": 2}
+    done = prepare_set(source, tmp_path / "set", policy=policy, meet=meet)
+    assert seen_by_meet == [0, 0, 1, 2, 3, 3, 4]  # also who has few images
+    assert done.choice.labels.tolist() == [0, 0, 0, 1, 1]  # cy has company now
+    found = {
+        (r["identity"], r["reason"], r["detail"])
+        for r in rows(tmp_path / "set/dropped.csv")
+    }
+    assert found >= {(who, curate.OVERLAP, "seen there") for who in ("bob", "ed")}
+    assert {reason for _, reason, _ in found} == {curate.OVERLAP, "unreadable"}
+    assert done.facts["people"] == {"classes_joined": 2, "compared": "by eye"}
+    assert done.facts["dropped"] == {curate.OVERLAP: 2, "unreadable": 1}

@@ -86,7 +86,7 @@ def test_a_pack_is_made_by_a_protocol(tmp_path, faces):
 def test_what_is_wrong_is_said_in_one_line(tmp_path, faces):
     done = run(tmp_path, faces, "--make_pack=x.bin", "--align")
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: a pack is of faces: first --align into --out"
+    assert done.stderr.startswith("error: a pack is of one prepared --source: first")
     done = run(tmp_path, faces, "--out=sets/MyFaces")
     assert done.returncode == 1  # before an image was looked at
     assert done.stderr.startswith("error: name 'MyFaces'; wanted a-z")

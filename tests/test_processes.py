@@ -22,6 +22,17 @@ CODE = (  # train.py as a user starts it, with the tests' compilation cache
     "runpy.run_path('launch/train.py', run_name='__main__')"
 )
 
+LATE = (  # the data of process 1 takes longer than all the rest
+    "import jax, time\n"
+    "from jaxface import experiment\n"
+    "made = experiment.batches_of\n"
+    "def late(run, loader):\n"
+    "    for batch in made(run, loader):\n"
+    "        time.sleep(0.2 * jax.process_index())\n"
+    "        yield batch\n"
+    "experiment.batches_of = late\n"
+)
+
 
 @pytest.fixture
 def one_of_two(monkeypatch):
@@ -109,6 +120,22 @@ def test_who_cannot_join_says_so(given, words):
     assert re.search(words, done.stderr), done.stderr
 
 
+@pytest.mark.slow
+def test_a_signal_before_the_run_listens_ends_a_process_as_ever():
+    code = (
+        "import os, signal, socket\n"
+        "from jaxface import parallel\n"
+        "with socket.socket() as probe:\n"
+        "    probe.bind(('127.0.0.1', 0))\n"
+        "    port = probe.getsockname()[1]\n"
+        "parallel.start(coordinator=f'127.0.0.1:{port}')\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "signal.pause()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120)
+    assert done.returncode == -signal.SIGTERM
+
+
 def together(workdir):
     """Start two processes that would train for hours, once both have taken steps."""
     given = [f"--config={ROOT}/tests/tiny.py", f"--workdir={workdir}"]
@@ -116,7 +143,7 @@ def together(workdir):
     given += ["--peer_timeout=10", "--config.eval.every=1000000 steps"]
     given += ["--config.checkpoint.best=", "--config.checkpoint.every=1000000 steps"]
     script = workdir.with_name("script.py")
-    script.write_text(CODE)
+    script.write_text(LATE + CODE)
     line = [sys.executable, "launch/local.py", "-n", "2", "--grace=20", "--"]
     line += [str(script), *given]
     running = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -145,6 +172,10 @@ def child(running, index):
 def test_a_dead_or_hanging_process_ends_the_other(tmp_path, number):
     workdir = tmp_path / "run"
     running = together(workdir)
+    log = workdir / "logs" / "process-0.log"
+    while "all wait for the data of process 1" not in log.read_text():
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.2)
     os.kill(child(running, 1), number)
     _, said = running.communicate(timeout=200)
     assert running.returncode in (134, 137, processes.AGAIN), said[-2000:]

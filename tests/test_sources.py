@@ -201,13 +201,13 @@ def test_threads_read_what_one_thread_reads(source):
             assert label == wanted[i][1]
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
 def test_hosts_share_an_epoch_without_loss_or_overlap(source, hosts):
     line, n = ops.parse("decode|resize(8)"), len(source)
-    steps = n  # of four: four epochs
+    steps = n  # of eight: eight epochs
     seen = []
     for h in range(hosts):
-        order = stream.Stream(source, line, batch_size=4, seed=0, host=h, hosts=hosts)
+        order = stream.Stream(source, line, batch_size=8, seed=0, host=h, hosts=hosts)
         loader = host.Loader(order)
         seen += [
             (int(p), int(y))
@@ -216,9 +216,9 @@ def test_hosts_share_an_epoch_without_loss_or_overlap(source, hosts):
         ]
         loader.close()
     positions, labels = np.array(sorted(seen)).T
-    np.testing.assert_array_equal(positions, np.arange(4 * n))
+    np.testing.assert_array_equal(positions, np.arange(8 * n))
     wanted = sorted(source.read(i)[1] for i in range(n))
-    np.testing.assert_array_equal(np.sort(labels.reshape(4, n)), [wanted] * 4)
+    np.testing.assert_array_equal(np.sort(labels.reshape(8, n)), [wanted] * 8)
 
 
 def test_folder_labels_follow_sorted_names(tmp_path):

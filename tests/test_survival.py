@@ -2,6 +2,7 @@
 
 import logging as standard
 import os
+import re
 import resource
 import shutil
 import signal
@@ -140,17 +141,30 @@ def test_a_disk_of_several_processes_ends_them(tmp_path, monkeypatch):
     one.settle()  # waits for nobody
 
 
+def test_a_line_stands_once_in_the_log_file_with_its_time(tmp_path):
+    path = tmp_path / "logs" / "process-0.log"
+    cli.log_to_file(path)
+    *_, handler = standard.getLogger().handlers
+    try:
+        logging.warning("disk is %d %% full", 99)
+        standard.getLogger("orbax").info("touched a file")
+    finally:
+        standard.getLogger().removeHandler(handler)
+        handler.close()
+    (line,) = path.read_text().splitlines()
+    assert re.fullmatch(r"W\d{4} \d\d:\d\d:\d\d\.\d+ .*] disk is 99 % full", line)
+
+
 def test_a_log_file_on_a_full_disk_says_so_once(tmp_path, full, capsys):
     cli.log_to_file(tmp_path / "logs" / "process-0.log")
     *_, handler = standard.getLogger().handlers
     full(True)
     try:
         for _ in range(9):
-            handler.emit(standard.makeLogRecord({"msg": "x" * 4000}))
+            handler.emit(standard.makeLogRecord({"msg": "x" * 4000, "levelno": 20}))
     finally:
         full(False)
         standard.getLogger().removeHandler(handler)
-        logging.get_absl_logger().removeHandler(handler)
         handler.close()
     assert (
         capsys.readouterr().err.count("process-0.log: [Errno 27] File too large") == 1
@@ -183,10 +197,11 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_only(run, tmp_path, caplog)
 def test_the_second_signal_ends_at_once():
     code = (
         "import os, signal\n"
-        "from jaxface.train import loop\n"
-        "with loop.stop_on_signals() as stop:\n"
+        "from jaxface.train import stopping\n"
+        "with stopping.on_signals() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    assert stop.wait(5)\n"
+        "    while not stop():\n"
+        "        pass\n"
         "    print('told', flush=True)\n"
         "    os.kill(os.getpid(), signal.{})\n"
         "    print('late')"

@@ -43,9 +43,12 @@ class Loader:
         *,
         start_step: int = 0,
         workers: int = 2,
-        prefetch: int = 2,
+        prefetch: int = tf.data.AUTOTUNE,
     ):
-        """Hide the accelerators from TensorFlow, for JAX wants them."""
+        """Hide the accelerators from TensorFlow, for JAX wants them.
+
+        `prefetch` grows by itself, where it is not given, while batches are waited for.
+        """
         for kind in ("GPU", "TPU"):
             tf.config.set_visible_devices([], kind)
         self.bad = stream.bad

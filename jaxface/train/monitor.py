@@ -18,9 +18,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import numpy as np
 import tqdm
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 
 from jaxface import places
 from jaxface.train import writers
@@ -57,7 +59,8 @@ class Monitor:
         schedule: updates done -> learning rate, a column of the rows.
         every: steps between rows.
         table: also write metrics.csv.
-        boards: told the same rows, and the speed; made on process 0 only.
+        boards: told the same rows, the speed and the longest wait for data; made on
+            process 0 only.
         after: so many steps left out in a row end the run.
     """
 
@@ -95,6 +98,8 @@ class Monitor:
             dynamic_ncols=True,
         )
         self._clock = (time.monotonic(), start)
+        self._waited = 0.0
+        self._late: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -114,9 +119,12 @@ class Monitor:
                     raise
                 logging.error("%s", lost)
 
-    def push(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Note a step's metrics, still on the device."""
+    def push(
+        self, step: int, metrics: Mapping[str, Any], *, waited: float = 0.0
+    ) -> None:
+        """Note a step's metrics, still on the device, and the wait for its batch, s."""
         self._pending.append((step, metrics))
+        self._waited += waited
         self._bar.update(1)
 
     def flush(self) -> None:
@@ -174,11 +182,42 @@ class Monitor:
         now = time.monotonic()
         then, since = self._clock
         self._clock = (now, step)
-        speed = (step - since) * self._batch_size / max(now - then, 1e-9)
+        seconds = max(now - then, 1e-9) / (step - since)
+        speed = self._batch_size / seconds
+        waits = np.array([self._waited / (step - since)])
+        self._waited = 0.0
+        if jax.process_count() > 1:
+            waits = multihost_utils.process_allgather(waits).ravel()
+            self._warn(step, waits, seconds)
         for board in self._boards:
-            board.write(step, {"images_per_second": speed})
+            board.write(step, {"images_per_second": speed, "data_seconds": waits.max()})
         shown = {k: f"{float(metrics[k]):.4g}" for k in ("loss", "lr") if k in metrics}
         self._bar.set_postfix(shown | {"img/s": f"{speed:.0f}"})
         if self._bar.disable and self._chief:
             words = ", ".join(f"{k} {v}" for k, v in shown.items())
             logging.info("step %d: %s, %.0f images/s", step, words, speed)
+
+    def _warn(self, step: int, waits: np.ndarray, seconds: float) -> None:
+        """Name a process whose data is late at two looks in a row, now and then."""
+        before, who = self._late, late(waits, seconds=seconds)
+        self._late = who
+        if who is None or who != before or not self._chief:
+            return
+        words = (
+            "step %d: all wait for the data of process %d, %.2g s of the %.2g s that a"
+            " step takes; the others wait %.2g s for theirs"
+        )
+        facts = step, who, waits[who], seconds, np.median(np.delete(waits, who))
+        logging.log_every_n_seconds(logging.WARNING, words, 600, *facts)
+
+
+def late(waits: np.ndarray, *, seconds: float) -> int | None:
+    """Return the process whose data all others wait for, None where none is late.
+
+    Args:
+        waits: [P] seconds for the batch of a step, by process; two or more.
+        seconds: of a step.
+    """
+    most = int(np.argmax(waits))
+    usual = float(np.median(np.delete(waits, most)))
+    return most if waits[most] > max(2 * usual, 0.1 * seconds) else None

@@ -49,7 +49,7 @@ class Source:
             sets: name -> source, or its line, such as "folder(path='faces')|without(
                 path='far.json')".
             shared: JSON, lists of classes "set/name" that are one person, as
-                launch/overlap.py writes it. Without it all classes differ.
+                launch/prepare.py --list writes it. Without it all classes differ.
 
         Raises:
             KeyError: a line of an unknown source.
@@ -133,8 +133,8 @@ def _groups(path: pathlib.Path) -> list[list[str]]:
         for group in found
     ):
         raise ValueError(
-            f'{path} is no list of lists of "set/name"; wanted what launch/overlap.py'
-            " writes"
+            f'{path} is no list of lists of "set/name"; wanted what launch/prepare.py'
+            " --list writes"
         )
     return found
 

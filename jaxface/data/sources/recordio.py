@@ -18,7 +18,7 @@ import mmap
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from absl import logging
@@ -270,6 +270,7 @@ def write(
     images: np.ndarray,
     labels: np.ndarray,
     classes: Sequence[str] | None = None,
+    progress: Callable[[int], object] = lambda images: None,
 ) -> None:
     """Write images of a source as `train.rec`, `train.idx`, `property`.
 
@@ -282,6 +283,7 @@ def write(
         images: [n] indices into `source`, in the order of the file.
         labels: [n] 0 .. C-1 in this order: all of class 0, then all of class 1, ...
         classes: [C] names, for `classes.txt`.
+        progress: called with how many more images were written.
 
     Raises:
         ValueError: labels in another order, names of another number, or encoded
@@ -307,6 +309,7 @@ def write(
             put(0, (n + 1, n + 1 + C), b"")
             for k, (i, label) in enumerate(zip(images, labels, strict=True)):
                 put(k + 1, int(label), _encoded(source, int(i)))
+                progress(1)
             for k, (a, b) in enumerate(zip(starts, [*starts[1:], n], strict=True)):
                 put(n + 1 + k, (int(a) + 1, int(b) + 1), b"")
         H, W, _ = decode.pixels(source.read(int(images[0]))[0]).shape

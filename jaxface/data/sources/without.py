@@ -46,7 +46,7 @@ class Source:
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f'{path} is no list of {{"name": ...}}: {error}; wanted what'
-                " launch/subcenters.py writes"
+                " launch/prepare.py --list or launch/subcenters.py writes"
             ) from None
         all_names = [base.name(i) for i in range(len(base))]
         strange = names.difference(all_names)
