@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,7 +92,28 @@ def open_manager(
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which else could not even be opened where one file is damaged."""
+    """Orbax's, which else could not even be opened where one file is damaged.
+
+    And with several processes it would tell of a failure only when the others have
+    waited twenty minutes for this one.
+    """
+
+    _failure: BaseException | None = None
+
+    def _wait_for_checkpointers(self) -> None:  # in the thread that ends a save
+        try:
+            super()._wait_for_checkpointers()
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def wait_until_finished(self) -> None:
+        """Wait for the save under way, of all processes as long as none fails here."""
+        while jax.process_count() > 1 and self.is_saving_in_progress():
+            if self._failure is not None:
+                raise self._failure
+            time.sleep(0.01)
+        super().wait_until_finished()
 
     def metrics(self, step: int) -> Any:
         """Return what a step was judged by, None where that cannot be read."""

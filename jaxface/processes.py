@@ -34,9 +34,11 @@ _PEER = re.compile(
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Tell whether an error is about another process and not about this one."""
+    """Tell whether an error, or what caused it, is about another process."""
     raised = isinstance(error, jax.errors.JaxRuntimeError | ValueError | RuntimeError)
-    return raised and _PEER.search(str(error)) is not None
+    if raised and _PEER.search(str(error)):
+        return True
+    return error.__cause__ is not None and lost_peer(error.__cause__)
 
 
 @contextlib.contextmanager

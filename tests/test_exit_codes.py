@@ -61,6 +61,24 @@ def test_a_disk_that_fails_to_the_end(tmp_path, fault):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "why"), [("full", DISKS["full"]), ("limited", "File too large")]
+)
+def test_a_disk_that_fails_ends_several_processes(tmp_path, fault, why):
+    # "limited" is told where the save is under way, and by the first process alone
+    code, said = train(tmp_path / "run", fault, 12, processes=2)
+    assert code == 1, said[-2000:]
+    words = "process 0 of 2 failed, and the others end: step 15 was not saved in"
+    (told,) = [line for line in said.splitlines() if words in line]
+    assert why in told
+    assert told.endswith(
+        "there is step 10: see to the disk and run the same command again"
+    )
+    assert "local: process 0 ended with 1, the first to end" in said
+    assert whole_steps(tmp_path / "run") == [5, 10]
+
+
+@pytest.mark.slow
 def test_a_stopped_run_and_the_same_command_again(tmp_path):
     code, said = train(tmp_path, "signal", 7)
     assert code == processes.AGAIN == 75, said[-2000:]
@@ -98,8 +116,16 @@ def test_a_signal_to_one_process_stops_both_soon(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lost_loss_ends_the_run(tmp_path):
-    code, said = train(tmp_path, "none", 0, "--config.optim.lr=1e30")
+@pytest.mark.parametrize(
+    ("policy", "row", "rolled"),
+    [("stop", 0, 0), ("skip(after=2)", 2, 0), ("rollback(after=1, times=2)", 1, 2)],
+)
+def test_a_lost_loss_ends_the_run(tmp_path, policy, row, rolled):
+    flags = ("--config.optim.lr=1e30", f"--config.train.nonfinite={policy}")
+    code, said = train(tmp_path, "none", 0, *flags)
     assert code == 1
-    assert "error: loss is " in said.splitlines()[-1]
-    assert "Last good checkpoint: none yet" in said.splitlines()[-1]
+    assert said.count("ROLLED BACK to step 0") == rolled
+    *_, last = said.splitlines()
+    assert last.startswith("error: loss is ")
+    assert (f"; {row} steps in a row were left out: its batch" in last) == (row > 0)
+    assert "Last good checkpoint: none yet" in last

@@ -12,7 +12,16 @@ from jaxface.train import loop, monitor, stopping, writers
 
 
 def run(
-    workdir, *, losses, norms=(), start=0, saved=None, stop=None, on_step=None, **every
+    workdir,
+    *,
+    losses,
+    norms=(),
+    start=0,
+    saved=None,
+    stop=None,
+    on_step=None,
+    number=jnp.float32,
+    **every,
 ):
     """Run a loop whose state is its step and whose loss is given."""
     saved = [] if saved is None else saved
@@ -20,7 +29,7 @@ def run(
     def step(state, batch):
         if on_step:
             on_step(state + 1)
-        metrics = {"loss": jnp.float32(losses[state])}
+        metrics = {"loss": number(losses[state])}
         if norms:
             metrics["grad_norm"] = jnp.float32(norms[state])
         return state + 1, metrics

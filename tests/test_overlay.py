@@ -9,23 +9,25 @@ from jaxface import assembly
 
 STEPS = 25
 # How far from the plain curve, in parts of its first loss: the rounding of float32, 24
-# bits, grows over the steps; bfloat16 has 8 bits, float16 11; and BatchNorm normalises
-# by half a batch where that is accumulated, the one run that is not the same run.
+# bits, grows over the steps; of float16, 11 bits, and bfloat16, 8, twice what was seen.
+SAME = 1e-4
 BOUNDS = {
-    "remat": 1e-3,
-    "ZeRO": 1e-3,
-    "FSDP": 1e-3,
-    "two axes": 1e-3,
+    "remat": SAME,
+    "ZeRO": SAME,
+    "FSDP": SAME,
+    "two axes": SAME,
     "float16": 0.01,
-    "bfloat16": 0.03,
+    "bfloat16": 0.016,
+    # 0.17 measured: BatchNorm normalises by half a batch, the one run that is another;
+    # where its statistics stand still it is the same, as below
     "accumulated": 0.25,
 }
 
 
-def curve(*chosen):
+def curve(*chosen, frozen_stats=False):
     """The loss of each step, dropout, augmentation and BatchNorm on."""
     c = tiny.recipe()
-    c.model.name = combinations.NET.format(False)
+    c.model.name, c.model.frozen_stats = combinations.NET.format(False), frozen_stats
     c.data.batch_size, c.optim.lr = 64, 0.02
     c.train.length = f"{STEPS} steps"
     for name in chosen:
@@ -39,10 +41,25 @@ def curve(*chosen):
     return np.array(losses, np.float64)
 
 
+def learned(losses):
+    """Whether there is something to overlay."""
+    return losses[-5:].mean() < 0.7 * losses[:5].mean()
+
+
+def apart(losses, plain):
+    return np.abs(losses - plain).max() / plain[0]
+
+
 @pytest.mark.slow
 def test_loss_curves_overlay():
     plain = curve()
-    assert plain[-5:].mean() < 0.7 * plain[:5].mean()  # there is something to overlay
+    assert learned(plain)
     for name, bound in BOUNDS.items():
-        apart = np.abs(curve(name) - plain).max() / plain[0]
-        assert apart < bound, name
+        assert apart(curve(name), plain) < bound, name
+
+
+@pytest.mark.slow
+def test_with_statistics_that_stand_still_an_accumulated_run_is_the_same():
+    plain = curve(frozen_stats=True)
+    assert learned(plain)
+    assert apart(curve("accumulated", frozen_stats=True), plain) < SAME

@@ -59,6 +59,13 @@ def test_one_of_several_says_why_and_leaves(one_of_two, caplog, error, code, wor
     assert word in caplog.text
 
 
+def test_a_failure_that_another_process_caused_is_not_ours():
+    error = OSError("step 5 was not saved")
+    assert not processes.lost_peer(error)
+    error.__cause__ = RuntimeError("UNAVAILABLE: Socket closed")
+    assert processes.lost_peer(error)
+
+
 def test_a_single_process_raises_as_ever():
     with (
         pytest.raises(ValueError, match="Gloo"),

@@ -37,7 +37,7 @@ class Saver:
         """Start a save, as `checkpoint.save` does; a failure is told and kept.
 
         Raises:
-            SaveError: with several processes, of which the others wait for this one.
+            OSError: with several processes, of which the others wait for this one.
         """
         self.settle()
         self._failure = None
@@ -48,7 +48,13 @@ class Saver:
             self._tell(error)
 
     def settle(self) -> None:
-        """Wait for the save under way; a failure is told and kept."""
+        """Wait for the save under way; a failure is told and kept.
+
+        Raises:
+            OSError: with several processes, once, with what there is instead.
+        """
+        if self._failure and jax.process_count() > 1:
+            return  # told, and the others are not coming to an end of it
         try:
             checkpoint.settle(self.manager)
         except checkpoint.SaveError as error:
@@ -62,12 +68,8 @@ class Saver:
         """
         self.settle()
         if self._failure:
-            last = self.manager.latest_step()
-            there = "no step" if last is None else f"step {last}"
-            raise OSError(
-                f"the last save failed: {self._failure}; there is {there}: see to the"
-                " disk and run the same command again"
-            ) from self._failure
+            words = f"the last save failed: {self._said(self._failure)}"
+            raise OSError(words) from self._failure
 
     def _try(self, step: int) -> None:
         """Write a byte and remove it, before a save that could not be made is begun.
@@ -88,7 +90,14 @@ class Saver:
             raise checkpoint.SaveError(step, self.manager.directory, error) from error
 
     def _tell(self, error: checkpoint.SaveError) -> None:
-        if jax.process_count() > 1:
-            raise error
         self._failure = error
+        if jax.process_count() > 1:
+            raise OSError(self._said(error)) from error
         logging.error("SAVE FAILED, training goes on to the next save: %s", error)
+
+    def _said(self, error: checkpoint.SaveError) -> str:
+        last = self.manager.latest_step()
+        there = "no step" if last is None else f"step {last}"
+        return (
+            f"{error}; there is {there}: see to the disk and run the same command again"
+        )
