@@ -43,11 +43,12 @@ class Loader:
         *,
         start_step: int = 0,
         workers: int = 2,
-        prefetch: int = tf.data.AUTOTUNE,
+        prefetch: int = 2,
     ):
         """Hide the accelerators from TensorFlow, for JAX wants them.
 
-        `prefetch` grows by itself, where it is not given, while batches are waited for.
+        `tf.data.AUTOTUNE` as `prefetch` lets memory grow: by hundreds of batches, as
+        soon as one is waited for.
         """
         for kind in ("GPU", "TPU"):
             tf.config.set_visible_devices([], kind)
