@@ -42,6 +42,7 @@ def train(workdir, fault="none", step=0, *flags, processes=1):
         env=os.environ | chaos.QUICK,
         capture_output=True,
         text=True,
+        timeout=300,  # rather than hang as long as Orbax waits for a lost process
     )
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done.returncode, done.stderr
