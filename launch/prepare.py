@@ -104,7 +104,7 @@ def main() -> None:
         folds = int(pairs.fold.max()) + 1
         print(f"{_PACK.value}: {len(pairs):,} pairs of {height}x{width}, {folds} folds")
         return
-    sets = dict(map(named_line, _MERGE.value))
+    sets = named_lines()
     source = merged.Source(sets) if sets else assembly.flow(_SOURCE.value)
     meet = comparison(source) if _WORKDIR.value else None
     if meet and not _OUT.value:
@@ -192,17 +192,27 @@ def compare(
         atomic.write(pathlib.Path(_LIST.value), text + "\n")
         print(f"{_LIST.value}: {len(rows)} entries")
         if _MERGE.value:
-            sets = dict(map(named_line, _MERGE.value))
-            print(f"data.source: merged(sets={sets!r}, shared={_LIST.value!r})")
+            print(
+                f"data.source: merged(sets={named_lines()!r}, shared={_LIST.value!r})"
+            )
     return found
 
 
-def named_line(text: str) -> tuple[str, str]:
-    """Split NAME:LINE."""
-    name, colon, line = text.partition(":")
-    if not (colon and name.isidentifier() and line):
-        raise ValueError(f"--merge={text!r}; wanted NAME:LINE, as in web:folder(...)")
-    return name, line
+def named_lines() -> dict[str, str]:
+    """Return the lines of --merge by their names."""
+    sets: dict[str, str] = {}
+    for text in _MERGE.value:
+        name, colon, line = text.partition(":")
+        if not (colon and name.isidentifier() and line):
+            raise ValueError(
+                f"--merge={text!r}; wanted NAME:LINE, as in web:folder(...)"
+            )
+        if name in sets:
+            raise ValueError(f"--merge={text!r}: there is a set {name!r} before it")
+        sets[name] = line
+    if len(sets) == 1:
+        raise ValueError("--merge was given once; wanted two sets or more, or --source")
+    return sets
 
 
 def say(found: overlaps.Found) -> None:

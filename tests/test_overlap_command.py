@@ -132,6 +132,8 @@ def test_a_set_is_written_merged_and_without_the_test_people(network, tmp_path):
         (["--source=folder(path='a')", "--out=b", "--make-pack=c"], "a pack is of one"),
         (["--source=folder(path='a')", "--out=b", "--overlap-with=c"], "give its"),
         (["--merge=folder(path='a')", "--out=b"], "wanted NAME:LINE, as in web:"),
+        (["--merge=a:folder(path='a')", "--out=b"], "--merge was given once"),
+        (["--merge=a:b", "--merge=a:c", "--out=b"], "there is a set 'a' before it"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, said, tmp_path):
