@@ -96,7 +96,7 @@ def prepare(
         write: the form the set has.
         policy: what is left out.
         cut: how photos become aligned faces; None keeps the images as they are.
-        meet: looks at the images that may be kept, under the labels of the source, and
+        meet: looks at all images that can be used, under the labels of the source, and
             tells who is one person and who must go.
         back: opens what was written, to be compared; None to trust it.
         workers: processes that look at images.
@@ -117,14 +117,17 @@ def prepare(
     )
     alike = curate.groups(seen, near=policy.near)
     whose, met, go = seen, None, {}
-    if meet:  # those with few images too, who may have more in another set
-        every = curate.choose(seen, alike, dataclasses.replace(policy, min_images=1))
-        _check_left(every)
-        met = meet(types.Picked(seen.images, every.images))
+    usable = np.flatnonzero(seen.fault == "")
+    if meet and len(usable):  # before the policy, which sees whom it joins as one
+        met = meet(types.Picked(seen.images, usable))
         seen = dataclasses.replace(seen, label=met.same[seen.label])
         go = {int(met.same[label]): why for label, why in met.out.items()}
     choice = curate.choose(seen, alike, policy, out=go)
-    _check_left(choice)
+    if not len(choice.images):
+        why = curate.reasons(choice.dropped)
+        raise ValueError(
+            f"none of {len(source)} images is left: {why}; is this the right source?"
+        )
     names = _classes(source, choice.people)
     write(
         seen.images,
@@ -216,14 +219,6 @@ def color_doubt(color: np.ndarray) -> str:
         f" red exceeds blue in {share:.0%} of {len(colored)} only: skin is redder than"
         " that; are the channels swapped (BGR)?"
     )
-
-
-def _check_left(choice: curate.Choice) -> None:
-    if not len(choice.images):
-        raise ValueError(
-            f"none of {len(choice.dropped)} images is left:"
-            f" {curate.reasons(choice.dropped)}; is this the right source?"
-        )
 
 
 def _facts(

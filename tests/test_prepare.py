@@ -305,3 +305,23 @@ def test_people_are_joined_and_left_out_whoever_found_them(tmp_path):
     assert {reason for _, reason, _ in found} == {curate.OVERLAP, "unreadable"}
     assert done.facts["people"] == {"classes_joined": 2, "compared": "by eye"}
     assert done.facts["dropped"] == {curate.OVERLAP: 2, "unreadable": 1}
+
+
+def test_a_picture_of_two_sets_joins_a_person_before_it_is_a_conflict(tmp_path):
+    root = people(tmp_path / "raw", ann=[1], anna=[1], bob=[2])
+
+    @dataclasses.dataclass
+    class Met:
+        same: np.ndarray
+        out: dict = dataclasses.field(default_factory=dict)
+        said: str = ""
+
+    def meet(images):
+        assert [images.read(i)[1] for i in range(len(images))] == [0, 1, 2]
+        return Met(np.array([0, 0, 2]))
+
+    source = folder.Source(root, min_images=1)
+    policy = {"min_images": 1, "drop_duplicates": True, "drop_conflicts": True}
+    done = prepare_set(source, tmp_path / "set", policy=policy, meet=meet)
+    assert done.facts["dropped"] == {curate.DUPLICATE: 1}
+    assert done.choice.labels.tolist() == [0, 1]
