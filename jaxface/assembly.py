@@ -13,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -35,7 +37,7 @@ from jaxface import (
     spec,
 )
 from jaxface import eval as protocols
-from jaxface.data import host, ops, pipeline, samplers, service, sources, stream
+from jaxface.data import host, ops, pipeline, processes, samplers, sources, stream
 from jaxface.losses import joint, mixing
 from jaxface.train import guard, multipliers, nonfinite, optim, schedules
 from jaxface.train import layout as layouts
@@ -86,7 +88,6 @@ class Run:
     make_loss: Callable[..., Any]
     also: tuple[tuple[str, float, Callable[..., Any]], ...]
     mix: mixing.Mix | None
-    connect: Callable[..., service.Loader] | None
     make_tx: Callable[..., Any]
     make_schedule: Callable[..., Any]
     policy: guard.Policy
@@ -269,23 +270,34 @@ class Run:
         """Return this process's batches from a step on."""
         here = {"host": jax.process_index(), "hosts": jax.process_count()}
         about, c = config.batches(self.config), self.config.data
-        if self.connect is not None:
-            return self.connect(about, start_step=start, **here)
-        if not c.processes:
-            return self._loader(self._stream(**here), start)
-        made = functools.partial(_made, loader=c.loader, workers=c.workers or 1)
-        return service.started(made, about, count=c.processes, start_step=start, **here)
-
-    def served(self, ask: service.Ask, memory: stream.Memory) -> Batches:
-        """Return the batches that a trainer asks for, here or on another machine."""
-        ours = config.batches(self.config)
-        if ask.about != ours:
-            raise ValueError(
-                f"the trainer wants batches of {ask.about}, this worker makes those of"
-                f" {ours}; start both with the same recipe"
+        if c.service:
+            part = self._stream(**here)
+            return _service().Loader(part, c.service, about, start_step=start, **here)
+        if c.processes:
+            made = functools.partial(
+                _made, about, loader=c.loader, workers=c.workers or 1, **here
             )
-        every = self._stream(host=ask.host, hosts=ask.hosts)
-        return self._loader(every.strided(ask.first, ask.every, memory), 0)
+            return processes.Loader(made, count=c.processes, start_step=start)
+        return self._loader(self._stream(**here), start)
+
+    def maker(self) -> Callable[..., tuple[Batch, dict[str, str]]]:
+        """Return what makes any process's batch of any step, see `service.Make`."""
+        ours = config.batches(self.config)
+        of = functools.cache(lambda k, n: self._stream(host=k, hosts=n))
+        pool = futures.ThreadPoolExecutor(self.workers, "jaxface-maker")
+
+        def make(
+            about: str, step: int, host: int, hosts: int
+        ) -> tuple[Batch, dict[str, str]]:
+            if about != ours:
+                raise ValueError(
+                    f"the trainer wants batches of {about}, this worker makes those of"
+                    f" {ours}; start both with the same recipe"
+                )
+            part = of(host, hosts)
+            return part.begin(step, pool)(), dict(part.bad)
+
+        return make
 
     def _stream(self, *, host: int, hosts: int) -> stream.Stream:
         c = self.config.data
@@ -393,13 +405,12 @@ def build(
         make_loss=_bound(losses, c.loss.name, kind="loss", default="Loss"),
         also=_also(c.loss.also),
         mix=_mix(c.data.mix),
-        connect=_member(service, c.data.service, kind="service")()
-        if c.data.service
-        else None,
         make_tx=_member(optim, c.optim.name, kind="optimizer"),
         make_schedule=_member(schedules, c.optim.schedule, kind="schedule"),
         policy=_member(nonfinite, c.train.nonfinite, kind="policy")(),
     )
+    if c.data.service:
+        _service().place(c.data.service)  # or raise
     checks.check_input(run)
     checks.check_mesh(run)
     if for_training:
@@ -408,13 +419,23 @@ def build(
 
 
 def _made(
-    ask: service.Ask, memory: stream.Memory, *, loader: str, workers: int
+    about: str,
+    first: int,
+    every: int,
+    memory: stream.Memory,
+    *,
+    loader: str,
+    workers: int,
+    host: int,
+    hosts: int,
 ) -> Batches:
-    """Make batches in a process of `service.started`."""
+    """Make batches in one of `processes`."""
     jax.config.update("jax_platforms", "cpu")  # the accelerator is the trainer's
-    c = config.of_batches(ask.about)
+    c = config.of_batches(about)
     c.data.loader, c.data.workers, c.mesh.devices = loader, workers, 1
-    return build(c, for_training=False).served(ask, memory)
+    run = build(c, for_training=False)
+    order = run._stream(host=host, hosts=hosts).strided(first, every, memory)
+    return run._loader(order, 0)
 
 
 def flow(line: str) -> Any:
@@ -435,14 +456,22 @@ def flow(line: str) -> Any:
 
 
 def _tfdata() -> Any:
+    return _tensorflow("tfdata", "loader='tfdata'", "set --config.data.loader=host")
+
+
+def _service() -> Any:
+    return _tensorflow("service", "service", "leave it out")
+
+
+def _tensorflow(name: str, what: str, instead: str) -> Any:
+    """Import a module of jaxface.data that takes 7 s and 700 MB, where asked for."""
     try:
-        from jaxface.data import tfdata  # 7 s and 700 MB: only where asked for
+        return importlib.import_module(f"jaxface.data.{name}")
     except ImportError as error:
         raise ImportError(
-            f"config.data.loader='tfdata' needs TensorFlow ({error}): pip install"
-            " tensorflow-cpu, or set --config.data.loader=host"
+            f"config.data.{what} needs TensorFlow ({error}): pip install"
+            f" tensorflow-cpu, or {instead}"
         ) from None
-    return tfdata
 
 
 def _bound(package: Any, line: str, *, kind: str, default: str) -> Any:

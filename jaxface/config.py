@@ -54,8 +54,8 @@ def base() -> ml_collections.ConfigDict:
     # Processes that make the batches, with a thread each if `workers` is 0, for lines
     # whose Python keeps threads waiting for each other; 0: this one.
     c.data.processes = 0
-    # Other machines that make the batches, with launch/serve.py, as in
-    # "workers(('a:7070', 'b:7070'), key='key.txt')"; "": this one.
+    # "host:port" of the dispatcher of other machines that make the batches, see
+    # launch/serve.py; "": this one.
     c.data.service = ""
     c.data.batch_size = 128  # images per step, over all devices
     c.data.max_bad = 0.01  # largest share of unreadable images before stopping

@@ -30,7 +30,7 @@ import simplejpeg
 from PIL import Image
 
 from jaxface import assembly, parallel, types
-from jaxface.data import decode, host, index, ops, samplers, service, stream
+from jaxface.data import decode, host, index, ops, processes, samplers, stream
 from jaxface.data.sources import synthetic
 
 LINES = ("decode|flip|normalize",)
@@ -289,7 +289,7 @@ def make_loader(
     """Return our loader, set as a run sets it."""
     if kind == "processes":
         made = functools.partial(_made, source=source, line=line, batch=batch)
-        return service.started(made, "", count=cores)
+        return processes.Loader(made, count=cores)
     order = _order(source, line, batch)
     if kind == "host":
         return host.Loader(order, workers=cores)
@@ -306,10 +306,10 @@ def _order(source: str, line: str, batch: int) -> stream.Stream:
 
 
 def _made(
-    ask: service.Ask, memory: stream.Memory, *, source: str, line: str, batch: int
+    first: int, every: int, memory: stream.Memory, *, source: str, line: str, batch: int
 ) -> types.Batches:
-    every = _order(source, line, batch).strided(ask.first, ask.every, memory)
-    return host.Loader(every, workers=1)
+    order = _order(source, line, batch).strided(first, every, memory)
+    return host.Loader(order, workers=1)
 
 
 def finisher(line: str) -> Callable[[types.Batch], jax.Array]:

@@ -1,37 +1,48 @@
-"""Make batches for a trainer on another machine; see `jaxface/data/service.py`.
+"""Make batches for trainers on other machines by tf.data service.
 
-    head -c 32 /dev/urandom | base64 > key.txt          # the same file everywhere
-    python launch/serve.py --config=RECIPE --address=0.0.0.0:7070 --key=key.txt
-    python launch/train.py --config=RECIPE --workdir=/tmp/run \
-      --config.data.service="workers(('a:7070', 'b:7070'), key='key.txt')"
+    line="--config=RECIPE --config.data.service=a:7070"          # the same everywhere
+    python launch/serve.py $line --dispatch       # on machine a, which hands out steps
+    python launch/serve.py $line                  # on every further one, at any time
+    python launch/train.py $line --workdir=/tmp/run
 
-Recipe and paths are the trainer's. Anybody who has the key gets the images, which are
-not encrypted on the way: serve in a network you trust.
+Paths are the trainer's too. Workers may be ended and started at any time; a step that
+is lost with one is made by the trainer. Whoever reaches the ports gets the images,
+and makes TensorFlow do what it likes: let nobody but these machines reach them.
 """
 
-from absl import flags
+import socket
+
+from absl import app, flags
 from ml_collections import config_flags
 
 from jaxface import assembly, cli
-from jaxface.data import service
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The trainer's recipe.")
-_ADDRESS = flags.DEFINE_string("address", "127.0.0.1:7070", "host:port to listen at.")
-_KEY = flags.DEFINE_string("key", None, "File with the secret.")
+_DISPATCH = flags.DEFINE_bool("dispatch", False, "Hand out steps too: on one machine.")
+_ADDRESS = flags.DEFINE_string(
+    "address", None, "host:port of this worker for trainers; else its name and 7071."
+)
 
 
 def main() -> None:
     """Serve until killed."""
     cli.log_to_stderr()
     c = _CONFIG.value
+    dispatcher = c.data.service
+    if not dispatcher:
+        raise app.UsageError("--config.data.service is empty; wanted host:port")
     c.mesh.devices = 1  # what trains is elsewhere
     run = assembly.build(c, for_training=False)
-    known = service.secret(_KEY.value)
-    listener = service.listen(_ADDRESS.value)
-    print(f"{len(run.source):,} images at {_ADDRESS.value}", flush=True)
-    service.serve(listener, known, run.served)
+    from jaxface.data import service  # TensorFlow: seconds, and wrong lines come first
+
+    dispatching = service.dispatch(dispatcher) if _DISPATCH.value else None
+    address = _ADDRESS.value or f"{socket.gethostname()}:7071"
+    worker = service.Worker(run.maker(), dispatcher=dispatcher, address=address)
+    assert worker.function == service.FIRST, "another function came before"
+    print(f"{len(run.source):,} images for {dispatcher} at {address}", flush=True)
+    (dispatching or worker).join()
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "key"])
+    flags.mark_flags_as_required(["config"])
     cli.run(main)

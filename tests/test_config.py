@@ -73,7 +73,7 @@ def test_saving_and_reading_is_the_identity():
 
 def test_batches_are_made_by_one_kind_of_others():
     c = config.base()
-    c.data.processes, c.data.service = 2, "workers(('a:1',), key='k')"
+    c.data.processes, c.data.service = 2, "a:7070"
     with pytest.raises(ValueError, match=r"data.processes=2 and data.service=.*one of"):
         config.validate(c)
 

@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 
 import jax
@@ -145,6 +146,43 @@ def test_threads_and_read_ahead_change_nothing(module):
     one, _ = take(module, mixed(), 3, pool={"workers": 1, "prefetch": 1})
     many, _ = take(module, mixed(), 3, pool={"workers": 5, "prefetch": 4})
     assert_equal(one, many)
+
+
+def settled(count):
+    """What is counted, once it has stood still for a while."""
+    seen = -1
+    while seen != count():
+        seen = count()
+        time.sleep(0.3)
+    return seen
+
+
+def test_what_is_made_ahead_is_tuned_within_a_bound(monkeypatch):
+    line = ops.parse("decode|normalize")
+    made = []
+
+    class Counted(stream.Stream):
+        def facts(self, positions, *others):
+            made.append(positions)
+            return super().facts(positions, *others)
+
+    def most_ahead(room):
+        """Batches, where `room` of them are allowed."""
+        monkeypatch.setattr(tfdata, "AHEAD", room * 8 * 16 * 16 * 3 * 4)
+        order = Counted(Memory([picture(0)]), line, batch_size=8, seed=0)
+        loader = tfdata.Loader(order)
+        batches = iter(loader)
+        made.clear()
+        most = taken = 0
+        for _ in range(4):
+            taken += len(list(itertools.islice(batches, 100)))
+            most = max(most, settled(lambda: len(made)) - taken)
+        loader.close()
+        return most
+
+    few, many = most_ahead(4), most_ahead(64)
+    assert 1 <= few <= 12
+    assert 2 < many <= 96  # more than a constant of two
 
 
 @LOADERS

@@ -1,15 +1,12 @@
-"""Batches that other processes make are those of this one, in their order."""
+"""Batches that other machines make are those of this one, in their order."""
 
+import contextlib
 import itertools
-import os
-import pathlib
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import types
 
 import numpy as np
 import pytest
@@ -18,9 +15,21 @@ from test_experiment import ROOT
 from test_loaders import LINE, Memory, mixed
 
 from jaxface import assembly, config
-from jaxface.data import host, messages, ops, service, stream, tfdata
+from jaxface.data import host, ops, service, stream
 
-SECRET = b"0123456789abcdef"
+
+def free():
+    """An address that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as line:
+        return f"127.0.0.1:{line.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def dispatcher():
+    address = free()
+    dispatching = service.dispatch(address)
+    yield address
+    del dispatching
 
 
 def stream_of(records, host=0, hosts=1):
@@ -29,27 +38,35 @@ def stream_of(records, host=0, hosts=1):
     return stream.Stream(Memory(records), line, split=True, **given)
 
 
-def started(count, module=host, records=None, clients=1):
-    """Addresses of workers that run in threads of their own."""
-    records = mixed() if records is None else records
+class Served:
+    """A worker in threads of this process, and loaders of what it makes."""
 
-    def open_loader(ask, memory):
-        if ask.about != "faces":
-            raise ValueError(f"no {ask.about} here")
-        whole = stream_of(records, ask.host, ask.hosts)
-        return module.Loader(whole.strided(ask.first, ask.every, memory))
+    def __init__(self, dispatcher, records=None, wait=lambda step: None):
+        self.records = mixed() if records is None else records
+        self.dispatcher, self.wait, self.made = dispatcher, wait, []
+        self.worker = service.Worker(
+            self.make, dispatcher=dispatcher, address="127.0.0.1:0"
+        )
 
-    addresses = []
-    for _ in range(count):
-        listener = service.listen("127.0.0.1:0")
-        addresses.append(listener.address)
+    def make(self, about, step, k, n):
+        if about != "faces":
+            raise ValueError(f"no {about} here")
+        self.wait(step)
+        self.made.append(step)
+        part = stream_of(self.records, k, n)
+        loader = host.Loader(part, start_step=step)
+        return taken(loader, 1)[0], loader.bad
 
-        def run(listener=listener):
-            with listener:
-                service.serve(listener, SECRET, open_loader, clients=clients)
-
-        threading.Thread(target=run, daemon=True).start()
-    return addresses
+    def loader(self, about="faces", k=0, n=1, start_step=0):
+        return service.Loader(
+            stream_of(self.records, k, n),
+            self.dispatcher,
+            about,
+            start_step=start_step,
+            host=k,
+            hosts=n,
+            function=self.worker.function,
+        )
 
 
 def same(found, wanted):
@@ -66,136 +83,79 @@ def taken(loader, count=9):
     return out
 
 
-@pytest.mark.parametrize("module", [host, tfdata], ids=["host", "tfdata"])
-@pytest.mark.parametrize(("workers", "start"), [(1, 0), (2, 0), (2, 5), (3, 4)])
-def test_workers_give_the_batches_of_one_machine(module, workers, start):
-    plain = taken(module.Loader(stream_of(mixed()), start_step=start))
-    loader = service.connected(
-        started(workers, module), SECRET, "faces", start_step=start
-    )
-    same(taken(loader), plain)
+def test_a_service_gives_every_process_its_batches(dispatcher):
+    served = Served(dispatcher)
+    for k, n, start in ((0, 1, 0), (0, 2, 5), (1, 2, 5)):
+        plain = host.Loader(stream_of(mixed(), k, n), start_step=start)
+        same(taken(served.loader(k=k, n=n, start_step=start)), taken(plain))
 
 
-def test_every_process_gets_its_slice():
-    for k in range(2):
-        plain = taken(host.Loader(stream_of(mixed(), host=k, hosts=2)))
-        loader = service.connected(started(2), SECRET, "faces", host=k, hosts=2)
-        same(taken(loader), plain)
+def test_batches_that_come_in_any_order_are_put_in_theirs(dispatcher):
+    rng = np.random.default_rng(0)
+    served = Served(dispatcher, wait=lambda step: time.sleep(0.05 * rng.random()))
+    found = taken(served.loader(), 40)
+    same(found, taken(host.Loader(stream_of(mixed())), 40))
+    assert served.made != sorted(served.made)
 
 
-def test_unreadable_images_are_replaced_alike_and_told():
+def test_a_batch_that_does_not_come_is_made_here(dispatcher):
+    """As when its worker is lost; where it comes late, it is not taken twice."""
+    late = threading.Event()
+    served = Served(dispatcher, wait=lambda step: step == 3 and late.wait(60))
+    batches = iter(served.loader())
+    found = list(itertools.islice(batches, 4))
+    assert 3 not in served.made
+    late.set()
+    found += itertools.islice(batches, 60)
+    same(found, taken(host.Loader(stream_of(mixed())), 64))
+    assert 3 in served.made
+
+
+def test_unreadable_images_are_replaced_alike_and_told(dispatcher):
     records = [*mixed(), OSError("gone"), b"no image"]
     plain = host.Loader(stream_of(records))
-    wanted = taken(plain, 12)
-    loader = service.connected(started(2, records=records), SECRET, "faces")
-    same(taken(loader, 12), wanted)
+    loader = Served(dispatcher, records).loader()
+    same(taken(loader, 12), taken(plain, 12))
     assert loader.bad.keys() == plain.bad.keys() == {"image-10", "image-11"}
 
 
-def test_what_a_worker_refuses_is_raised_here():
-    loader = service.connected(started(1), SECRET, "voices")
-    with pytest.raises(ValueError, match=r"worker 127.*no voices here"):
+def test_what_a_worker_refuses_is_raised_here(dispatcher):
+    served = Served(dispatcher)
+    loader = served.loader("voices")
+    with pytest.raises(ValueError, match=r"a worker of 127.*no voices here"):
         next(iter(loader))
     loader.close()
-    few = [OSError("gone")] * 9 + mixed()[:1]
-    loader = service.connected(started(1, records=few), SECRET, "faces")
+    loader = Served(dispatcher, [OSError("gone")] * 9 + mixed()[:1]).loader()
     with pytest.raises(ValueError, match="are unreadable"):
         taken(loader, 50)
     loader.close()
 
 
-def test_a_stranger_gets_nothing():
-    (address,) = started(1, clients=2)
-    with pytest.raises(OSError, match="has another secret"):
-        service.connected([address], b"another secret..", "faces")
-    taken(service.connected([address], SECRET, "faces"))  # the worker goes on
-    with service.listen("127.0.0.1:0") as free:
-        nobody = free.address
-    with pytest.raises(OSError, match="does not answer"):
-        service.connected([nobody], SECRET, "faces")
-
-
-def test_a_silent_worker_is_an_error(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as mute, monkeypatch.context() as m:
-        m.setattr(service, "_GREETING", 0.2)
-        with pytest.raises(OSError, match=r"does not answer \(silent for too long"):
-            service.connected([mute.getsockname()], SECRET, "faces")
-    module = types.SimpleNamespace(Loader=Stuck)
-    loader = service.connected(started(1, module), SECRET, "faces", silence=1.0)
-    found = iter(loader)
-    next(found)
-    with pytest.raises(OSError, match=r"was lost at step 1 \(silent for too long"):
-        next(found)
-    loader.close()
-    Stuck.on.set()
-
-
-def test_a_silent_client_does_not_stop_a_worker():
-    (address,) = started(1, clients=2)
-    with socket.create_connection(address):
-        taken(service.connected([address], SECRET, "faces"))
-    with pytest.raises(ValueError, match="wanted seconds, more than 0"):
-        service.connected([address], SECRET, "faces", silence=0)
-
-
-class Stuck(host.Loader):
-    """Makes one batch, and waits."""
-
+def test_workers_that_fall_silent_are_an_error(dispatcher, monkeypatch):
     on = threading.Event()
-
-    def __iter__(self):
-        yield next(super().__iter__())
-        self.on.wait()
-
-
-class Dying(host.Loader):
-    """Gone after three batches."""
-
-    def __iter__(self):
-        yield from itertools.islice(super().__iter__(), 3)
-
-
-def test_a_lost_worker_stops_the_run_at_its_step():
-    module = types.SimpleNamespace(Loader=Dying)
-    loader = service.connected(started(2, module), SECRET, "faces", start_step=4)
-    found = iter(loader)
-    for _ in range(6):
-        next(found)
-    with pytest.raises(OSError, match=r"was lost at step 10.*and the run resumes"):
-        next(found)
-    loader.close()
-
-
-def test_a_batch_of_another_step_is_refused():
-    for told, words in (
-        ({"step": 8, "bad": {}}, "no batch of step 7, but .'step': 8"),
-        ({"step": 7}, "no batch of step 7"),
-        ({"step": 7, "bad": 3}, "no batch of step 7"),
-        ({"error": "no voices"}, "a: no voices"),
+    served = Served(dispatcher, wait=lambda step: step < 2 or on.wait(60))
+    loader = served.loader()
+    batches = iter(loader)
+    same(list(itertools.islice(batches, 2)), taken(host.Loader(stream_of(mixed())), 2))
+    monkeypatch.setattr(service, "SILENCE", 0.2)
+    with pytest.raises(
+        OSError, match=r"lost at step 2 \(no batch for 0.2 sec.*resumes"
     ):
-        ours, theirs = socket.socketpair()
-        with theirs:
-            messages.send(theirs, told, {"label": np.zeros(2, np.int32)})
-            loader = service.Loader({"a": ours}, start_step=7)
-            with pytest.raises(ValueError, match=words):
-                next(iter(loader))
-            loader.close()
+        next(batches)
+    loader.close()
+    on.set()
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("workers((), key='k')", "wanted .'host:port'"),
-        ("workers(('a',), key='k')", "wanted host:port"),
-        ("workers(('a:1',), key='k')", "secret of 5 bytes; wanted 16"),
-    ],
-)
-def test_a_wrong_line_is_refused(tmp_path, monkeypatch, line, words):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "k").write_text("short")
+def test_no_dispatcher_is_an_error():
+    with pytest.raises(OSError, match=r"127.0.0.1:\d+ does not answer .*serve.py"):
+        service.Loader(stream_of(mixed()), free(), "faces")
+
+
+@pytest.mark.parametrize("address", ["a", ":1", "a:b", "a:70000"])
+def test_a_wrong_address_is_refused(address):
     c = tiny.recipe()
-    c.data.service = line
-    with pytest.raises(ValueError, match=words):
+    c.data.service = address
+    with pytest.raises(ValueError, match=r"wanted host:port, as in 'a:7070'"):
         assembly.build(c)
 
 
@@ -214,86 +174,35 @@ def test_what_decides_a_batch_is_compared():
         assert config.batches(c) != config.batches(other)
 
 
-@pytest.mark.slow
-def test_launch_serve_feeds_a_run(tmp_path):
-    key = tmp_path / "key.txt"
-    key.write_bytes(SECRET)
-    with service.listen("127.0.0.1:0") as free:
-        address = "{}:{}".format(*free.address)
-    given = [f"--config={ROOT}/tests/tiny.py", f"--address={address}", f"--key={key}"]
-    line = [sys.executable, "launch/serve.py", *given]
+@contextlib.contextmanager
+def serving(dispatcher, *more):
+    """A worker in a process of its own."""
+    address = free()
+    line = [sys.executable, "launch/serve.py", f"--config={ROOT}/tests/tiny.py"]
+    line += [f"--config.data.service={dispatcher}", f"--address={address}", *more]
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as worker:
-        assert worker.stdout.readline() == f"24 images at {address}\n"
-        c = tiny.recipe()
-        c.data.service = f"workers(({address!r},), key={str(key)!r})"
-        loader = assembly.build(c).loader(3)
-        plain = assembly.build(tiny.recipe()).loader(3)
-        same(taken(loader, 4), taken(plain, 4))
-        worker.terminate()
-
-
-def ids(loader):
-    return [int(name.split()[1]) for name in loader._names]
-
-
-def gone(pid):
-    """Whether a process ends within seconds; one that nobody waits for is a zombie."""
-    for _ in range(200):
-        try:
-            state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()
-        except FileNotFoundError:
-            return True
-        if state[0] == "Z":
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def test_processes_of_this_machine_give_its_batches_until_one_is_lost():
-    c = tiny.recipe()
-    plain = taken(assembly.build(c).loader(3), 4)
-    c.data.processes = 2
-    loader = assembly.build(c).loader(3)
-    found = iter(loader)
-    for pid in ids(loader):  # what a scheduler sends to all; the trainer still saves
-        os.kill(pid, signal.SIGTERM)
-    first = next(found)
-    for pid in ids(loader):
-        os.kill(pid, signal.SIGINT)
-    same([first, *itertools.islice(found, 3)], plain)
-    os.kill(ids(loader)[0], signal.SIGKILL)
-    with pytest.raises(OSError, match=r"process \d+, .* was lost at step .* resumes"):
-        for _ in found:
-            pass
-    loader.close()
-    assert all(gone(pid) for pid in ids(loader))
-
-
-LEFT = """
-import itertools, os, sys
-sys.path.insert(0, "tests")
-import tiny
-from jaxface import assembly
-if __name__ == "__main__":
-    c = tiny.recipe()
-    c.data.processes = 2
-    loader = assembly.build(c).loader(0)
-    next(iter(loader))
-    print(*loader._names, flush=True)
-    if sys.argv[1] == "killed":
-        os.kill(os.getpid(), 9)
-"""
+        told = f"24 images for {dispatcher} at {address}\n"
+        assert worker.stdout.readline() == told
+        yield
+        worker.kill()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "code"), [("killed", -9), ("unclosed", 0)])
-def test_processes_go_with_their_trainer(tmp_path, how, code):
-    (tmp_path / "left.py").write_text(LEFT)
-    line = [sys.executable, str(tmp_path / "left.py"), how]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = {"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(line, **run) as trainer:
-        words = trainer.stdout.readline().split()
-        assert trainer.wait(60) == code
-    assert len(words) == 4
-    assert all(gone(int(pid)) for pid in words[1::2])
+def test_workers_come_and_go():
+    """The second is killed, and a third comes; batches are the same."""
+    c = tiny.recipe()
+    plain = taken(assembly.build(c).loader(3), 300)
+    c.data.service = free()
+    with serving(c.data.service, "--dispatch"):
+        loader = assembly.build(c).loader(3)
+        batches = iter(loader)
+        with serving(c.data.service):
+            found = list(itertools.islice(batches, 100))
+        found += itertools.islice(batches, 100)
+        with serving(c.data.service):
+            found += itertools.islice(batches, 100)
+        loader.close()
+        same(found, plain)
+        c.data.batch_size = 32
+        with pytest.raises(ValueError, match="start both with the same recipe"):
+            next(iter(assembly.build(c).loader(3)))

@@ -25,12 +25,13 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from jaxface.data import messages, stream
+from jaxface.data import stream
 
 _NUMBER = struct.Struct("<i")  # of a block that comes back, or
 _NEXT = -1
@@ -43,6 +44,7 @@ class Sender:
     def __init__(self, line: socket.socket):
         """Take a socket to a `Receiver`."""
         self._line, self._rest = line, b""
+        self._messages = connection.Connection(os.dup(line.fileno()))
         self._blocks: list[mmap.mmap] = []
         self._at: dict[int, int] = {}  # address -> block
         self._free: set[int] = set()
@@ -75,7 +77,7 @@ class Sender:
         return block
 
     def send(self, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Wait until the other side asks, then send what `messages.send` would.
+        """Wait until the other side asks, then send what can be pickled, and arrays.
 
         Raises:
             OSError: it has hung up.
@@ -89,13 +91,14 @@ class Sender:
             else:
                 lent[name] = [block, x.dtype.name, list(x.shape)]
         new = [k for k, _, _ in lent.values() if k in self._untold]
-        messages.send(self._line, {"told": told, "lent": lent, "new": new}, copied)
+        self._messages.send((told, lent, new, copied))
         for k in new:
             socket.send_fds(self._line, [b"\0"], [self._untold[k].fileno()])
             self._untold.pop(k).close()
 
     def close(self) -> None:
         """Let go of the memory that nobody was sent."""
+        self._messages.close()
         for file in self._untold.values():
             file.close()
 
@@ -121,24 +124,30 @@ class Receiver:
     def __init__(self, line: socket.socket):
         """Take a socket to a `Sender`."""
         self._line = line
+        self._messages = connection.Connection(os.dup(line.fileno()))
         self._blocks: dict[int, mmap.mmap] = {}
 
     def receive(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Ask for a message and wait for it; raises as `messages.receive`."""
+        """Ask for a message and wait for it.
+
+        Raises:
+            EOFError: the other side has hung up.
+            OSError: this one has.
+        """
         self._line.sendall(_NUMBER.pack(_NEXT))
-        message, arrays = messages.receive(self._line)
-        for block in message["new"]:
+        told, lent, new, arrays = self._messages.recv()
+        for block in new:
             _, (fd,), _, _ = socket.recv_fds(self._line, 1, 1)
             self._blocks[block] = mmap.mmap(fd, 0)
             os.close(fd)
-        for name, (block, kind, shape) in message["lent"].items():
+        for name, (block, kind, shape) in lent.items():
             memory = self._blocks[block]
             # what views of the array keep alive is this, not the array
             owner = (ctypes.c_ubyte * len(memory)).from_buffer(memory)
             arrays[name] = _array(owner, kind, shape)
             end = weakref.finalize(owner, _give_back, self._line, block, os.getpid())
             end.atexit = False
-        return message["told"], arrays
+        return told, arrays
 
 
 def _give_back(line: socket.socket, block: int, owner: int) -> None:

@@ -1,4 +1,4 @@
-"""The same batches as `host`, by TensorFlow: the only tf.data graph.
+"""The same batches as `host`, made by a tf.data graph.
 
 The law: batch for batch equal to `host.Loader`, pixels to a grey level. Records are
 read by one call into Python per batch and decoded and augmented in parallel C++; where
@@ -32,6 +32,7 @@ from jaxface.data import decode
 from jaxface.data import stream as streams
 
 Facts = dict[int, types.Batch]  # step -> its batch without the images
+AHEAD = 64 << 20  # bytes of images that tf.data may keep made
 
 
 class Loader:
@@ -43,15 +44,13 @@ class Loader:
         *,
         start_step: int = 0,
         workers: int = 2,
-        prefetch: int = 2,
+        prefetch: int = tf.data.AUTOTUNE,
     ):
-        """Hide the accelerators from TensorFlow, for JAX wants them.
+        """Say how much is made ahead; by default tf.data finds out, within `AHEAD`.
 
-        `tf.data.AUTOTUNE` as `prefetch` lets memory grow: by hundreds of batches, as
-        soon as one is waited for.
+        Without a bound it keeps hundreds of batches as soon as one is waited for.
         """
-        for kind in ("GPU", "TPU"):
-            tf.config.set_visible_devices([], kind)
+        hide_accelerators()
         self.bad = stream.bad
         self._stream, self._start, self._prefetch = stream, start_step, prefetch
         self._workers = workers
@@ -119,6 +118,7 @@ class Loader:
 
         options = tf.data.Options()
         options.threading.max_intra_op_parallelism = 1  # images are parallel already
+        options.autotune.ram_budget = AHEAD
         images = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
         # two at once: one may wait for files while the other's are handed on
         if stream.mostly_decodes:
@@ -158,6 +158,12 @@ class Loader:
         facts[step] = self._stream.facts(positions, labels, found)
         # A spare column: TensorFlow crashes on an empty array from Python.
         return np.array(records, object), np.pad(numbers, ((0, 0), (0, 1)))
+
+
+def hide_accelerators() -> None:
+    """Keep TensorFlow off them, for JAX wants them."""
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
 
 
 def _record(record: bytes | np.ndarray) -> bytes:
