@@ -15,7 +15,7 @@ import socket
 from absl import app, flags
 from ml_collections import config_flags
 
-from jaxface import assembly, cli
+from jaxface import assembly, cli, parallel
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The trainer's recipe.")
 _DISPATCH = flags.DEFINE_bool("dispatch", False, "Hand out steps too: on one machine.")
@@ -31,6 +31,7 @@ def main() -> None:
     dispatcher = c.data.service
     if not dispatcher:
         raise app.UsageError("--config.data.service is empty; wanted host:port")
+    parallel.keep_freed()
     c.mesh.devices = 1  # what trains is elsewhere
     run = assembly.build(c, for_training=False)
     from jaxface.data import service  # TensorFlow: seconds, and wrong lines come first
@@ -38,7 +39,6 @@ def main() -> None:
     dispatching = service.dispatch(dispatcher) if _DISPATCH.value else None
     address = _ADDRESS.value or f"{socket.gethostname()}:7071"
     worker = service.Worker(run.maker(), dispatcher=dispatcher, address=address)
-    assert worker.function == service.FIRST, "another function came before"
     print(f"{len(run.source):,} images for {dispatcher} at {address}", flush=True)
     (dispatching or worker).join()
 

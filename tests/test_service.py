@@ -10,12 +10,12 @@ import time
 
 import numpy as np
 import pytest
+import served
 import tiny
 from test_experiment import ROOT
-from test_loaders import LINE, Memory, mixed
 
 from jaxface import assembly, config
-from jaxface.data import host, ops, service, stream
+from jaxface.data import host, service
 
 
 def free():
@@ -26,47 +26,17 @@ def free():
 
 @pytest.fixture(scope="module")
 def dispatcher():
+    """With two workers, each in a process: in this one they cannot be stopped."""
     address = free()
-    dispatching = service.dispatch(address)
-    yield address
-    del dispatching
-
-
-def stream_of(records, host=0, hosts=1):
-    line = ops.parse(LINE)
-    given = {"batch_size": 4, "seed": 3, "host": host, "hosts": hosts, "max_bad": 0.5}
-    return stream.Stream(Memory(records), line, split=True, **given)
-
-
-class Served:
-    """A worker in threads of this process, and loaders of what it makes."""
-
-    def __init__(self, dispatcher, records=None, wait=lambda step: None):
-        self.records = mixed() if records is None else records
-        self.dispatcher, self.wait, self.made = dispatcher, wait, []
-        self.worker = service.Worker(
-            self.make, dispatcher=dispatcher, address="127.0.0.1:0"
-        )
-
-    def make(self, about, step, k, n):
-        if about != "faces":
-            raise ValueError(f"no {about} here")
-        self.wait(step)
-        self.made.append(step)
-        part = stream_of(self.records, k, n)
-        loader = host.Loader(part, start_step=step)
-        return taken(loader, 1)[0], loader.bad
-
-    def loader(self, about="faces", k=0, n=1, start_step=0):
-        return service.Loader(
-            stream_of(self.records, k, n),
-            self.dispatcher,
-            about,
-            start_step=start_step,
-            host=k,
-            hosts=n,
-            function=self.worker.function,
-        )
+    with contextlib.ExitStack() as running:
+        workers = []
+        for number in "12":
+            line = [sys.executable, "tests/served.py", address, number]
+            worker = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            workers.append(running.enter_context(worker))
+            running.callback(worker.kill)
+        assert [each.stdout.readline() for each in workers] == ["ready\n"] * 2
+        yield address
 
 
 def same(found, wanted):
@@ -83,72 +53,89 @@ def taken(loader, count=9):
     return out
 
 
-def test_a_service_gives_every_process_its_batches(dispatcher):
-    served = Served(dispatcher)
-    for k, n, start in ((0, 1, 0), (0, 2, 5), (1, 2, 5)):
-        plain = host.Loader(stream_of(mixed(), k, n), start_step=start)
-        same(taken(served.loader(k=k, n=n, start_step=start)), taken(plain))
+def here(count, *, kind="mixed", start=0, **slices):
+    return taken(host.Loader(served.part(kind, **slices), start_step=start), count)
 
 
-def test_batches_that_come_in_any_order_are_put_in_theirs(dispatcher):
-    rng = np.random.default_rng(0)
-    served = Served(dispatcher, wait=lambda step: time.sleep(0.05 * rng.random()))
-    found = taken(served.loader(), 40)
-    same(found, taken(host.Loader(stream_of(mixed())), 40))
-    assert served.made != sorted(served.made)
+def coming(dispatcher, *, kind="mixed", start=0, wait="", **slices):
+    about = served.about(records=kind, wait=wait)
+    given = {"start_step": start, **slices}
+    return service.Loader(served.part("mixed", **slices), dispatcher, about, **given)
 
 
-def test_a_batch_that_does_not_come_is_made_here(dispatcher):
+@pytest.mark.parametrize(("k", "n", "start"), [(0, 1, 0), (0, 2, 5), (1, 2, 5)])
+def test_every_process_gets_its_batches(dispatcher, k, n, start):
+    given = {"host": k, "hosts": n, "start": start}
+    same(taken(coming(dispatcher, **given)), here(9, **given))
+
+
+def test_batches_that_come_in_any_order_are_put_in_theirs(dispatcher, monkeypatch):
+    order = []
+
+    def seen(self, found, step):
+        number, batch = unseen(self, found, step)
+        order.append(number)
+        return number, batch
+
+    unseen = service.Loader._next
+    monkeypatch.setattr(service.Loader, "_next", seen)
+    same(taken(coming(dispatcher, wait="some"), 40), here(40))
+    assert order != sorted(order)
+
+
+def test_a_batch_that_does_not_come_is_made_here(dispatcher, tmp_path, caplog):
     """As when its worker is lost; where it comes late, it is not taken twice."""
-    late = threading.Event()
-    served = Served(dispatcher, wait=lambda step: step == 3 and late.wait(60))
-    batches = iter(served.loader())
+    loader = coming(dispatcher, wait=f"3 3 {tmp_path / 'late'}")
+    batches = iter(loader)
     found = list(itertools.islice(batches, 4))
-    assert 3 not in served.made
-    late.set()
+    assert "step 3 did not come; made here" in caplog.text
+    (tmp_path / "late").touch()
     found += itertools.islice(batches, 60)
-    same(found, taken(host.Loader(stream_of(mixed())), 64))
-    assert 3 in served.made
+    loader.close()
+    same(found, here(64))
 
 
 def test_unreadable_images_are_replaced_alike_and_told(dispatcher):
-    records = [*mixed(), OSError("gone"), b"no image"]
-    plain = host.Loader(stream_of(records))
-    loader = Served(dispatcher, records).loader()
-    same(taken(loader, 12), taken(plain, 12))
-    assert loader.bad.keys() == plain.bad.keys() == {"image-10", "image-11"}
+    loader = coming(dispatcher, kind="some bad")
+    same(taken(loader, 12), here(12, kind="some bad"))
+    assert loader.bad.keys() == {"image-10", "image-11"}
 
 
-def test_what_a_worker_refuses_is_raised_here(dispatcher):
-    served = Served(dispatcher)
-    loader = served.loader("voices")
-    with pytest.raises(ValueError, match=r"a worker of 127.*no voices here"):
-        next(iter(loader))
-    loader.close()
-    loader = Served(dispatcher, [OSError("gone")] * 9 + mixed()[:1]).loader()
-    with pytest.raises(ValueError, match="are unreadable"):
+@pytest.mark.parametrize(
+    ("kind", "words"), [("voices", "no voices here"), ("most bad", "are unreadable")]
+)
+def test_what_a_worker_refuses_is_raised_here(dispatcher, kind, words):
+    loader = coming(dispatcher, kind=kind)
+    with pytest.raises(ValueError, match=rf"a worker of {dispatcher}.*{words}"):
         taken(loader, 50)
     loader.close()
 
 
-def test_workers_that_fall_silent_are_an_error(dispatcher, monkeypatch):
-    on = threading.Event()
-    served = Served(dispatcher, wait=lambda step: step < 2 or on.wait(60))
-    loader = served.loader()
+def test_workers_that_fall_silent_are_an_error(dispatcher, monkeypatch, tmp_path):
+    loader = coming(dispatcher, wait=f"2 {10**9} {tmp_path / 'on'}")
     batches = iter(loader)
-    same(list(itertools.islice(batches, 2)), taken(host.Loader(stream_of(mixed())), 2))
+    same(list(itertools.islice(batches, 2)), here(2))
     monkeypatch.setattr(service, "SILENCE", 0.2)
-    with pytest.raises(
-        OSError, match=r"lost at step 2 \(no batch for 0.2 sec.*resumes"
-    ):
+    with pytest.raises(OSError, match=r"lost at step 2 \(no batch for 0.2 s.*resumes"):
         next(batches)
     loader.close()
-    on.set()
+    (tmp_path / "on").touch()
+
+
+def test_a_loader_that_is_closed_ends_its_thread(dispatcher):
+    before = threading.active_count()
+    loader = coming(dispatcher)
+    taken(loader, 3)
+    for _ in range(100):
+        if threading.active_count() <= before:
+            return
+        time.sleep(0.05)
+    raise AssertionError([t.name for t in threading.enumerate()])
 
 
 def test_no_dispatcher_is_an_error():
     with pytest.raises(OSError, match=r"127.0.0.1:\d+ does not answer .*serve.py"):
-        service.Loader(stream_of(mixed()), free(), "faces")
+        service.Loader(served.part("mixed"), free(), "faces")
 
 
 @pytest.mark.parametrize("address", ["a", ":1", "a:b", "a:70000"])

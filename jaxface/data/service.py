@@ -19,6 +19,7 @@ run reach these ports.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import socket
@@ -57,7 +58,6 @@ class Loader:
         start_step: int = 0,
         host: int = 0,
         hosts: int = 1,
-        function: str = FIRST,
     ):
         """Look whether there is a dispatcher.
 
@@ -68,7 +68,6 @@ class Loader:
             start_step: the first step; all that resuming needs.
             host: this process, 0 .. hosts - 1.
             hosts: how many processes share a batch.
-            function: `Worker.function`.
 
         Raises:
             OSError: there is none.
@@ -84,12 +83,12 @@ class Loader:
         self.bad = stream.bad
         self._stream, self._start, self._dispatcher = stream, start_step, dispatcher
         self._given = [tf.constant(x) for x in (about, host, hosts)]
-        self._function = function
         self._pool = futures.ThreadPoolExecutor(1, "jaxface-service")
+        self._found: queue.Queue[Any] = queue.Queue(1)
         self._closed = threading.Event()
 
     def __iter__(self) -> Iterator[types.Batch]:
-        found: queue.Queue[Any] = queue.Queue(1)
+        found = self._found = queue.Queue(1)
         # not of the pool, for whose threads Python waits when it ends
         threading.Thread(target=self._fetch, args=[found], daemon=True).start()
         early: dict[int, types.Batch] = {}
@@ -109,6 +108,8 @@ class Loader:
     def close(self) -> None:
         """End the threads; iterating afterwards is an error."""
         self._closed.set()
+        with contextlib.suppress(queue.Empty):
+            self._found.get_nowait()  # a thread may wait for the place
         self._pool.shutdown(cancel_futures=True)
 
     def _fetch(self, found: queue.Queue[Any]) -> None:
@@ -126,7 +127,7 @@ class Loader:
 
         def make(step: tf.Tensor) -> Any:
             asked = [about, step, host, hosts]
-            return tf.raw_ops.PyFunc(input=asked, token=self._function, Tout=_KINDS)
+            return tf.raw_ops.PyFunc(input=asked, token=FIRST, Tout=_KINDS)
 
         service = tf.data.experimental.service
         distributed = service.distribute(
@@ -159,11 +160,7 @@ class Loader:
 
 
 class Worker:
-    """Makes batches in threads of TensorFlow's, until it is dropped.
-
-    Attributes:
-        function: under which name TensorFlow knows `make`.
-    """
+    """Makes batches in threads of TensorFlow's, until its process is killed."""
 
     def __init__(self, make: Make, *, dispatcher: str, address: str):
         """Begin.
@@ -172,9 +169,14 @@ class Worker:
             make: what makes a batch, or raises a ValueError for the trainer.
             dispatcher: its host:port.
             address: host:port of this worker for trainers; port 0: any free one.
+
+        Raises:
+            RuntimeError: TensorFlow knows a function of this process already.
         """
         hide_accelerators()
-        self._graph, self.function = _named(make)
+        self._graph, function = _named(make)
+        if function != FIRST:
+            raise RuntimeError(f"the function is {function}; wanted {FIRST}")
         name, port = place(address)
         service = tf.data.experimental.service
         self._server = service.WorkerServer(
@@ -191,7 +193,7 @@ class Worker:
 
 
 def dispatch(address: str) -> Any:
-    """Return what hands steps to workers until it is dropped, at a port of here."""
+    """Return what hands steps to workers, at a port of this machine."""
     _, port = place(address)
     service = tf.data.experimental.service
     return service.DispatchServer(service.DispatcherConfig(port=port))
