@@ -20,9 +20,9 @@ import weakref
 import zipfile
 import zlib
 
-_PHONES = (".avif", ".heic", ".heif")  # what Pillow cannot decode is told one by one
+_PHONES = (".avif", ".heic", ".heif", ".webp")  # what cannot be decoded is told
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff")
-SUFFIXES = frozenset((*_PICTURES, ".webp", *_PHONES))
+SUFFIXES = frozenset((*_PICTURES, *_PHONES))
 
 _LARGEST = 1 << 28  # bytes of an image that was deflated
 # PKWARE's APPNOTE 4.3.7: signature, 22 bytes told again by the directory, two lengths

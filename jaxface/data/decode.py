@@ -3,8 +3,8 @@
 The law: Pillow is the authority on what an image shows and whether it is readable.
 `is_plain` knows, from the header alone, the files that libjpeg-turbo and TensorFlow's
 parallel C++ decode to the same pixels; everything else (palette, CMYK, 16 bits, alpha,
-WebP, GIF, TIFF, turned by EXIF, cut short) is decoded by Pillow and handed on as raw
-pixels.
+WebP, GIF, TIFF, AVIF, HEIC, turned by EXIF, cut short) is decoded by Pillow and handed
+on as raw pixels.
 
     pixels(open("face.jpg", "rb").read())           # uint8 [H, W, 3]
     record = data if is_plain(data) else pack(pixels(data))
@@ -12,12 +12,13 @@ pixels.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import struct
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 try:
     import simplejpeg
@@ -35,6 +36,8 @@ _ORIENTATION = 0x0112
 _JPEG = b"\xff\xd8"
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Huffman coded
 _JPEG_SCAN, _JPEG_APP1 = 0xDA, 0xE1
+# ISO/IEC 14496-12: a box of this kind comes first; 23008-12: with one of these brands
+_BOX, _HEIF = b"ftyp", (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 _Header = tuple[bytes, tuple[int, int] | None]
 _met: list[_Header] = [(_PNG, None)]  # the last JPEG header, to its scan, and its size
 
@@ -47,6 +50,7 @@ _DAMAGE = (
     IndexError,
     KeyError,
     OverflowError,
+    RuntimeError,
     struct.error,
     Image.DecompressionBombError,
 )
@@ -91,6 +95,8 @@ def pixels(
             return _turbo(record, size, out=out, mirrored=mirrored)
         except ValueError:
             pass  # even a warning: Pillow is the judge
+    if record[4:8] == _BOX and record[8:12] in _HEIF:
+        _know_heif()
     try:
         with Image.open(io.BytesIO(record)) as image:
             if image.width * image.height > _MAX_PIXELS:
@@ -99,8 +105,25 @@ def pixels(
                 )
             found = np.asarray(_rgb(image))
             return found[:, ::-1] if mirrored else found
+    except UnidentifiedImageError:  # whose text names an address in memory
+        raise UnreadableError("not an image of a known kind") from None
     except _DAMAGE as error:
         raise UnreadableError(str(error) or type(error).__name__) from None
+
+
+@functools.cache
+def _know_heif() -> None:
+    """Let Pillow read what phones write, HEIC.
+
+    Raises:
+        UnreadableError: there is nothing that could.
+    """
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UnreadableError("a HEIC photo: pip install jaxface[photos]") from None
+    # one thread, for photos are read in parallel already
+    pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
 
 
 def _turbo(
