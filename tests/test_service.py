@@ -163,31 +163,35 @@ def test_what_decides_a_batch_is_compared():
 
 @contextlib.contextmanager
 def serving(dispatcher, *more):
-    """A worker in a process of its own."""
+    """A worker in a process of its own; what is given waits until it works."""
     address = free()
     line = [sys.executable, "launch/serve.py", f"--config={ROOT}/tests/tiny.py"]
     line += [f"--config.data.service={dispatcher}", f"--address={address}", *more]
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as worker:
-        told = f"24 images for {dispatcher} at {address}\n"
-        assert worker.stdout.readline() == told
-        yield
+
+        def ready():
+            told = f"24 images for {dispatcher} at {address}\n"
+            assert worker.stdout.readline() == told
+
+        yield ready
         worker.kill()
 
 
 @pytest.mark.slow
 def test_workers_come_and_go():
-    """The second is killed, and a third comes; batches are the same."""
+    """A second one comes and is killed; batches are the same."""
     c = tiny.recipe()
     plain = taken(assembly.build(c).loader(3), 300)
     c.data.service = free()
-    with serving(c.data.service, "--dispatch"):
-        loader = assembly.build(c).loader(3)
-        batches = iter(loader)
-        with serving(c.data.service):
+    with serving(c.data.service, "--dispatch") as first:
+        first()
+        with serving(c.data.service) as second:
+            loader = assembly.build(c).loader(3)
+            batches = iter(loader)
             found = list(itertools.islice(batches, 100))
-        found += itertools.islice(batches, 100)
-        with serving(c.data.service):
+            second()
             found += itertools.islice(batches, 100)
+        found += itertools.islice(batches, 100)
         loader.close()
         same(found, plain)
         c.data.batch_size = 32
