@@ -181,17 +181,17 @@ def serving(dispatcher, *more):
 def test_workers_come_and_go():
     """A second one comes and is killed; batches are the same."""
     c = tiny.recipe()
-    plain = taken(assembly.build(c).loader(3), 300)
+    plain = taken(assembly.build(c).loader(3), 150)
     c.data.service = free()
     with serving(c.data.service, "--dispatch") as first:
         first()
         with serving(c.data.service) as second:
             loader = assembly.build(c).loader(3)
             batches = iter(loader)
-            found = list(itertools.islice(batches, 100))
+            found = list(itertools.islice(batches, 50))
             second()
-            found += itertools.islice(batches, 100)
-        found += itertools.islice(batches, 100)
+            found += itertools.islice(batches, 50)
+        found += itertools.islice(batches, 50)
         loader.close()
         same(found, plain)
         c.data.batch_size = 32
