@@ -138,6 +138,13 @@ def test_no_dispatcher_is_an_error():
         service.Loader(served.part("mixed"), free(), "faces")
 
 
+def test_a_port_that_is_taken_is_an_error():
+    with socket.create_server(("127.0.0.1", 0)) as line:
+        port = line.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port} cannot be had: .*try another"):
+            service.dispatch(f"127.0.0.1:{port}")
+
+
 @pytest.mark.parametrize("address", ["a", ":1", "a:b", "a:70000"])
 def test_a_wrong_address_is_refused(address):
     c = tiny.recipe()

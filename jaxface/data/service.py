@@ -172,6 +172,7 @@ class Worker:
 
         Raises:
             RuntimeError: TensorFlow knows a function of this process already.
+            OSError: the port cannot be had.
         """
         hide_accelerators()
         self._graph, function = _named(make)
@@ -179,12 +180,14 @@ class Worker:
             raise RuntimeError(f"the function is {function}; wanted {FIRST}")
         name, port = place(address)
         service = tf.data.experimental.service
-        self._server = service.WorkerServer(
+        logging.info("joining %s, or waiting for it", dispatcher)
+        self._server = _started(
+            service.WorkerServer,
             service.WorkerConfig(
                 dispatcher_address=dispatcher,
                 worker_address=f"{name}:%port%",
                 port=port,
-            )
+            ),
         )
 
     def join(self) -> None:
@@ -193,10 +196,21 @@ class Worker:
 
 
 def dispatch(address: str) -> Any:
-    """Return what hands steps to workers, at a port of this machine."""
+    """Return what hands steps to workers, at a port of this machine.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
     _, port = place(address)
     service = tf.data.experimental.service
-    return service.DispatchServer(service.DispatcherConfig(port=port))
+    return _started(service.DispatchServer, service.DispatcherConfig(port=port))
+
+
+def _started(server: Callable[[Any], Any], what: Any) -> Any:
+    try:
+        return server(what)
+    except RuntimeError as error:
+        raise OSError(f"port {what.port} cannot be had: {error}; try another") from None
 
 
 def place(address: str) -> tuple[str, int]:
