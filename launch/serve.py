@@ -34,7 +34,7 @@ def main() -> None:
     parallel.keep_freed()
     c.mesh.devices = 1  # what trains is elsewhere
     run = assembly.build(c, for_training=False)
-    from jaxface.data import service  # TensorFlow: seconds, and wrong lines come first
+    from jaxface.data import service  # with TensorFlow, which takes seconds
 
     dispatching = service.dispatch(dispatcher) if _DISPATCH.value else None
     address = _ADDRESS.value or f"{socket.gethostname()}:7071"
