@@ -134,7 +134,7 @@ class Loader:
             service.ShardingPolicy.DYNAMIC,
             f"grpc://{self._dispatcher}",
             max_outstanding_requests=ASKED,
-            compression=None,  # JPEG was
+            compression=None,
         )
         steps = tf.data.Dataset.range(self._start, np.iinfo(np.int64).max)
         # two at once: one may wait for files while the other's are decoded
