@@ -81,7 +81,7 @@ class Pipeline:
         """Channel order of the records that go in."""
         return self.ops[0].color
 
-    @property
+    @functools.cached_property
     def size(self) -> tuple[int, int] | None:
         """(H, W) of the images, or None where they keep their own."""
         return next((op.size for op in reversed(self.ops) if op.size), None)
@@ -131,7 +131,6 @@ class Pipeline:
         self,
         record: bytes | np.ndarray,
         numbers: np.ndarray,
-        *,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Process one example.
@@ -204,7 +203,7 @@ class Pipeline:
             image = op.tensorflow(tf, image, own)
         return tf.ensure_shape(image, [*(self.size or (None, None)), 3])
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """How many numbers an example's bodies are handed."""
         return self._parts[-1].stop if self.ops else 0

@@ -17,7 +17,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -133,15 +133,15 @@ class Stream:
         b = len(positions)
         images = _Images(b, self._memory)
         labels, found = [0] * b, [0] * b
+        wanted = list(zip(positions.tolist(), examples.tolist(), numbers, strict=True))
 
         def make(rows: range) -> None:
+            prepare = self.pipeline.numpy
             for i in rows:
                 into = images.row(i)
-                prepare = functools.partial(
-                    self.pipeline.numpy, numbers=numbers[i], out=into
-                )
+                position, example, z = wanted[i]
                 image, labels[i], found[i] = self.read(
-                    int(positions[i]), int(examples[i]), prepare
+                    position, example, prepare, z, into
                 )
                 if image is not into:
                     images.put(i, image)
@@ -183,7 +183,8 @@ class Stream:
         self,
         position: int,
         example: int,
-        prepare: Callable[[bytes | np.ndarray], T],
+        prepare: Callable[..., T],
+        *how: Any,
     ) -> tuple[T, int, int]:
         """Return (prepared record, label, example) of one, or of what replaces it.
 
@@ -191,6 +192,7 @@ class Stream:
             position: where in the stream.
             example: what stands there.
             prepare: makes of a record what is wanted, or raises `UnreadableError`.
+            *how: what it is handed besides.
 
         Raises:
             ValueError: when more than the stated share of examples is unreadable.
@@ -200,7 +202,7 @@ class Stream:
             if example not in self._known:
                 try:
                     record, label = self._source.read(example)
-                    return prepare(record), label, example
+                    return prepare(record, *how), label, example
                 except (OSError, decode.UnreadableError) as error:
                     self._mark(example, error)
             self._check_share()
