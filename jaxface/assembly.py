@@ -274,11 +274,12 @@ class Run:
             part = self._stream(**here)
             return _service().Loader(part, c.service, about, start_step=start, **here)
         if c.processes:
+            alone = 0 if c.loader == "host" else 1  # the process itself, or its thread
             made = functools.partial(
-                _made, about, loader=c.loader, workers=c.workers or 1, **here
+                _made, about, loader=c.loader, workers=c.workers or alone, **here
             )
             return processes.Loader(made, count=c.processes, start_step=start)
-        return self._loader(self._stream(**here), start)
+        return self._loader(self._stream(**here), start, workers=self.workers)
 
     def maker(self) -> Callable[..., tuple[Batch, dict[str, str]]]:
         """Return what makes any process's batch of any step, see `service.Make`."""
@@ -313,9 +314,9 @@ class Run:
             split=True,
         )
 
-    def _loader(self, order: stream.Stream, start: int) -> Batches:
+    def _loader(self, order: stream.Stream, start: int, *, workers: int) -> Batches:
         module = _tfdata() if self.config.data.loader == "tfdata" else host
-        return module.Loader(order, start_step=start, workers=self.workers)
+        return module.Loader(order, start_step=start, workers=workers)
 
     @property
     def workers(self) -> int:
@@ -432,10 +433,10 @@ def _made(
     """Make batches in one of `processes`."""
     jax.config.update("jax_platforms", "cpu")  # the accelerator is the trainer's
     c = config.of_batches(about)
-    c.data.loader, c.data.workers, c.mesh.devices = loader, workers, 1
+    c.data.loader, c.mesh.devices = loader, 1
     run = build(c, for_training=False)
     order = run._stream(host=host, hosts=hosts).strided(first, every, memory)
-    return run._loader(order, 0)
+    return run._loader(order, 0, workers=workers)
 
 
 def flow(line: str) -> Any:

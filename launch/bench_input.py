@@ -309,7 +309,7 @@ def _made(
     first: int, every: int, memory: stream.Memory, *, source: str, line: str, batch: int
 ) -> types.Batches:
     order = _order(source, line, batch).strided(first, every, memory)
-    return host.Loader(order, workers=1)
+    return host.Loader(order, workers=0)
 
 
 def finisher(line: str) -> Callable[[types.Batch], jax.Array]:

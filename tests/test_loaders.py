@@ -119,6 +119,26 @@ def test_the_loaders_leave_the_same_to_the_device():
             np.testing.assert_array_equal(a[name], b[name])
 
 
+def test_without_threads_the_batches_are_the_same_and_none_is_made_ahead():
+    records = [*mixed(), b"no image"]
+    alone, bad = take(host, records, 5, start_step=2, pool={"workers": 0})
+    np.testing.assert_equal(alone, take(host, records, 5, start_step=2)[0])
+    assert len(bad) == 1
+
+    asked = []
+
+    class Counted(Memory):
+        def read(self, i):
+            asked.append(i)
+            return super().read(i)
+
+    order = stream.Stream(Counted(mixed()), ops.parse(LINE), batch_size=4, seed=0)
+    batches = iter(host.Loader(order, workers=0))
+    for step in range(3):
+        next(batches)
+        assert len(asked) == 4 * (step + 1)
+
+
 @LOADERS
 def test_an_epoch_shows_every_example_once(module):
     batches, _ = take(module, mixed(), 5)

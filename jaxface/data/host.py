@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -46,12 +46,15 @@ class Loader:
         Args:
             stream: what stands where.
             start_step: the first step; all that resuming needs.
-            workers: threads.
+            workers: threads; 0: a batch is made by whoever takes it, none ahead.
             prefetch: batches made ahead of the one in use.
         """
         self.bad = stream.bad
-        self._stream, self._start, self._prefetch = stream, start_step, prefetch
-        self._pool = futures.ThreadPoolExecutor(workers, "jaxface-loader")
+        self._stream, self._start = stream, start_step
+        self._prefetch = prefetch if workers else 0
+        self._pool: futures.Executor = _Here()
+        if workers:
+            self._pool = futures.ThreadPoolExecutor(workers, "jaxface-loader")
 
     def __iter__(self) -> Iterator[types.Batch]:
         steps = itertools.count(self._start)
@@ -62,6 +65,17 @@ class Loader:
     def close(self) -> None:
         """End the threads; iterating afterwards is an error."""
         self._pool.shutdown(cancel_futures=True)
+
+
+class _Here(futures.Executor):
+    """Does at once what it is given."""
+
+    def submit(
+        self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
+    ) -> futures.Future[T]:
+        done: futures.Future[T] = futures.Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 def batches_once(
