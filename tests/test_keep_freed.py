@@ -1,5 +1,7 @@
-"""With devices of the CPU, a step's memory is the next one's: no page is new."""
+"""With devices of the CPU, a step's memory is the next one's: no page is new, and
+where the kernel lends huge ones those that are new are few."""
 
+import pathlib
 import platform
 import subprocess
 import sys
@@ -29,5 +31,8 @@ def test_freed_memory_is_kept_where_the_cpu_computes(devices):
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    later = [int(n) for n in run.stdout.split()][1:]
+    first, *later = (int(n) for n in run.stdout.split())
     assert all((n < 1000) == bool(devices) for n in later), run.stdout
+    lent = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if lent.exists() and "[madvise]" in lent.read_text():
+        assert (first < 1000) == bool(devices), run.stdout
