@@ -23,15 +23,18 @@ print(*faults)
 """
 
 
+def printed(code, devices):
+    """The words that a process with so many devices of the CPU prints."""
+    code = code.format(start=f"parallel.start(cpu_devices={devices})")
+    line = [sys.executable, "-c", code]
+    return subprocess.check_output(line, text=True).split()
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc only")
 @pytest.mark.parametrize("devices", [0, 1])
 def test_freed_memory_is_kept_where_the_cpu_computes(devices):
-    code = FAULTS.format(start=f"parallel.start(cpu_devices={devices})")
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    later = [int(n) for n in run.stdout.split()][1:]
-    assert all((n < 1000) == bool(devices) for n in later), run.stdout
+    _, *later = printed(FAULTS, devices)
+    assert [int(n) < 1000 for n in later] == [bool(devices)] * 2, later
 
 
 ASKED = """
@@ -56,8 +59,4 @@ for line in open("/proc/self/smaps"):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc only")
 @pytest.mark.parametrize("devices", [0, 1])
 def test_huge_pages_are_asked_for_where_the_cpu_computes(devices):
-    code = ASKED.format(start=f"parallel.start(cpu_devices={devices})")
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.split() == [str(bool(devices))]
+    assert printed(ASKED, devices) == [str(bool(devices))]
