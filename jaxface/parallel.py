@@ -13,6 +13,7 @@ alone. Then dense = jit = pmap, whatever the number of devices.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import sys
@@ -300,14 +301,15 @@ def keep_freed() -> bool:
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
     """Ask where the heap will grow: half as far as there is memory, untouched yet."""
-    huge, MADV_HUGEPAGE = 2**21, 14
+    huge = 2**21
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     libc.malloc.restype = ctypes.c_void_p
     at = libc.malloc(ctypes.c_size_t(size))
     if at:  # else addresses are limited, and there are pages of 4 KB
         first = at + -at % huge
         whole = (at + size - first) // huge * huge
-        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), MADV_HUGEPAGE)
+        at_first, length = ctypes.c_void_p(first), ctypes.c_size_t(whole)
+        libc.madvise(at_first, length, mmap.MADV_HUGEPAGE)
         libc.free(ctypes.c_void_p(at))
 
 

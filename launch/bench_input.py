@@ -133,12 +133,14 @@ def measure(
     # before there are threads, for this forks; one after the other, for each holds
     # two batches for every process of its
     found = opponents(records, cores, batch)
-    tried = {
-        name: race({"": _drawing(iter(each), steps, batch)}, warmup=0, repeats=1)
+    tried = [
+        race({name: _drawing(iter(each), steps, batch)}, warmup=0, repeats=1)[0]
         for name, each in found.items()
+    ]
+    tried.sort(key=lambda row: -row.value)
+    rivals = {
+        row.name: _drawing(iter(found[row.name]), steps, batch) for row in tried[:3]
     }
-    best = sorted(tried, key=lambda name: -tried[name][0].value)
-    rivals = {name: _drawing(iter(found[name]), steps, batch) for name in best[:3]}
     bounds = {
         f"bound: {name}": harness.Candidate(
             _decoding(decoder, records, cores, count), count
@@ -155,8 +157,8 @@ def measure(
         placed = map(finisher(line), batches)
         ours[f"{kind} placed: {line}"] = _drawing(placed, steps, batch)
     rows = race({**bounds, **rivals, **ours}, warmup=1, repeats=repeats)
-    first = max((r for r in rows if r.name in rivals), key=lambda row: row.value).name
-    rows += _ratios(rows, first) + memory(images, lines[0], batch, loaders[0])
+    best = max((r for r in rows if r.name in rivals), key=lambda row: row.value).name
+    rows += _ratios(rows, best) + memory(images, lines[0], batch, loaders[0])
     for loader in loaders:
         loader.close()
     return [_renamed(row, f"{cores} cores, {row.name}") for row in rows]
