@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -50,9 +50,8 @@ class Loader:
             prefetch: batches made ahead of the one in use.
         """
         self.bad = stream.bad
-        self._stream, self._start = stream, start_step
-        self._prefetch = prefetch if workers else 0
-        self._pool: futures.Executor = _Here()
+        self._stream, self._start, self._prefetch = stream, start_step, prefetch
+        self._pool = None
         if workers:
             self._pool = futures.ThreadPoolExecutor(workers, "jaxface-loader")
 
@@ -64,18 +63,8 @@ class Loader:
 
     def close(self) -> None:
         """End the threads; iterating afterwards is an error."""
-        self._pool.shutdown(cancel_futures=True)
-
-
-class _Here(futures.Executor):
-    """Does at once what it is given."""
-
-    def submit(
-        self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
-    ) -> futures.Future[T]:
-        done: futures.Future[T] = futures.Future()
-        done.set_result(fn(*args, **kwargs))
-        return done
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def batches_once(

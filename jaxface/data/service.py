@@ -25,7 +25,6 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -83,13 +82,12 @@ class Loader:
         self.bad = stream.bad
         self._stream, self._start, self._dispatcher = stream, start_step, dispatcher
         self._given = [tf.constant(x) for x in (about, host, hosts)]
-        self._pool = futures.ThreadPoolExecutor(1, "jaxface-service")
         self._found: queue.Queue[Any] = queue.Queue(1)
         self._closed = threading.Event()
 
     def __iter__(self) -> Iterator[types.Batch]:
         found = self._found = queue.Queue(1)
-        # not of the pool, for whose threads Python waits when it ends
+        # not of a pool, for whose threads Python waits when it ends
         threading.Thread(target=self._fetch, args=[found], daemon=True).start()
         early: dict[int, types.Batch] = {}
         step = self._start
@@ -102,7 +100,7 @@ class Loader:
                 yield early.pop(step)
             else:
                 logging.warning("step %d did not come; made here", step)
-                yield self._stream.begin(step, self._pool)()
+                yield self._stream.begin(step)()
             step += 1
 
     def close(self) -> None:
@@ -110,7 +108,6 @@ class Loader:
         self._closed.set()
         with contextlib.suppress(queue.Empty):
             self._found.get_nowait()  # a thread may wait for the place
-        self._pool.shutdown(cancel_futures=True)
 
     def _fetch(self, found: queue.Queue[Any]) -> None:
         """Hand on what comes until closed; last an error, if there is one."""

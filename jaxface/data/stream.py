@@ -127,8 +127,13 @@ class Stream:
         numbers = self.pipeline.numbers(positions, seed=self._seed)
         return positions, self._order(positions), numbers
 
-    def begin(self, step: int, pool: futures.Executor) -> Callable[[], types.Batch]:
-        """Begin to make a batch in a pool's threads; what is returned waits for it."""
+    def begin(
+        self, step: int, pool: futures.Executor | None = None
+    ) -> Callable[[], types.Batch]:
+        """Begin to make a batch in a pool's threads; what is returned waits for it.
+
+        Without a pool that makes it.
+        """
         positions, examples, numbers = self.plan(step)
         b = len(positions)
         images = _Images(b, self._memory)
@@ -146,11 +151,12 @@ class Stream:
                 if image is not into:
                     images.put(i, image)
 
-        tasks = [
-            pool.submit(make, range(i, min(i + _SHARE, b))) for i in range(0, b, _SHARE)
-        ]
+        shares = [range(i, min(i + _SHARE, b)) for i in range(0, b, _SHARE)]
+        tasks = [pool.submit(make, rows) for rows in shares] if pool else []
 
         def finish() -> types.Batch:
+            if pool is None:
+                make(range(b))
             for task in tasks:
                 task.result()
             facts = self.facts(positions, labels, found)
